@@ -1,0 +1,139 @@
+"""How large, how many, how severe and exactly where: what a sentence says about a finding besides its side."""
+
+from __future__ import annotations
+
+import re
+
+from vol3d.text.mentions import Span
+from vol3d.text.ontology import FINDINGS, LOBES, POLES, Finding, Side
+from vol3d.text.places import PRE, STOP, Place
+
+_SIZE = re.compile(
+    r"(?P<first>\d+(?:\.\d+)?)\s*(?:mm|cm)?(?P<more>(?:\s*(?:x|×|by|-|to)\s*\d+(?:\.\d+)?\s*(?:mm|cm)?)*)\s*-?(?P<unit>mm|cm|millimet\w+|centimet\w+)\b"
+)
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_FORMER = re.compile(r"(?:previously|prior|formerly|was|from|compared (?:to|with)|versus|vs|than)\s*(?:\w+\s+){0,2}$")
+_COUNTS = {w: n for n, w in enumerate(("one", "two", "three", "four", "five", "six", "seven", "eight", "nine"), 1)}
+_COUNT = re.compile(
+    rf"\b(?P<count>{'|'.join(_COUNTS)}|multiple|several|numerous|many|few|\d{{1,2}}(?!\s*-?(?:mm|cm|x|\.)))[\s-]+"
+    rf"(?:(?!(?:{STOP})\b)[\w./]+[\s-]+){{0,5}}$"
+)
+_PLURAL = re.compile(r"(?:\w*[^si\W]s|calculi|metastases|masses)$")
+_LEVEL = {
+    "small": 0, "trace": 0, "tiny": 0, "minimal": 0, "mild": 0, "slight": 0, "mildly": 0, "slightly": 0, "minimally": 0,
+    "moderate": 1, "moderately": 1, "large": 2, "massive": 2, "severe": 2, "severely": 2, "marked": 2, "markedly": 2,
+    "extensive": 2, "advanced": 2, "huge": 2,
+}  # fmt: skip
+_SEVERITY = re.compile(rf"\b(?:{'|'.join(_LEVEL)})(?![- ]bowel)(?=\W|$)")
+_SEVERITY_BEFORE = re.compile(rf"\b({'|'.join(_LEVEL)}) $")
+_AFTER_SEVERITY = re.compile(rf"\s*(?:[,(]|is|are|appears)\s*(?P<word>{'|'.join(_LEVEL)})(?=\W|$)(?!\s+\w+\s)")
+
+
+def sizes(text: str, spans: list[Span]) -> list[list[float]]:
+    """Sizes in millimetres, the largest of each "3 × 2 cm", of each finding; former sizes are left out."""
+    out: list[list[float]] = [[] for _ in spans]
+    for match in _SIZE.finditer(text) if spans else ():
+        if _FORMER.search(text[max(0, match.start() - 40) : match.start()]):
+            continue
+        numbers = [float(match["first"]), *(float(n) for n in _NUMBER.findall(match["more"]))]
+        unit = 1.0 if match["unit"].startswith("m") else 10.0
+        owner = _size_owner(text, spans, match)
+        value = round(max(numbers) * unit, 3)
+        for which, span in enumerate(spans):
+            if (span.core, span.end) == (spans[owner].core, spans[owner].end) and 0 < value < 1000:
+                out[which].append(value)
+    return out
+
+
+def _size_owner(text: str, spans: list[Span], match: re.Match[str]) -> int:
+    following = next((i for i, s in enumerate(spans) if s.core >= match.end()), None)
+    if following is not None and PRE.fullmatch(text, match.end(), spans[following].core):
+        return following
+    measured = [i for i, s in enumerate(spans) if s.end <= match.start() and FINDINGS[s.name].measured]
+    if measured:
+        return measured[-1]
+    if following is not None:
+        return following
+    return max(i for i, s in enumerate(spans) if s.core < match.end()) if spans[0].core < match.end() else 0
+
+
+def count(text: str, spans: list[Span], index: int, *, both: bool) -> int:
+    """How many: a number word before the finding; 2 for a bare plural ("renal cysts"), 1 on each side if bilateral."""
+    span = spans[index]
+    if not FINDINGS[span.name].countable:
+        return 1
+    start = max((s.end for s in spans[:index] if s.end <= span.core), default=0)
+    match = _COUNT.search(text[start : span.core])
+    if match is not None:
+        word = match["count"]
+        number = _COUNTS.get(word) or (int(word) if word.isdigit() else 2)
+        return number if 0 < number < 100 else 1
+    word = text[span.core : span.end]
+    many = _PLURAL.search(word) is not None and span.name != "hydronephrosis"
+    return 2 if many and not both else 1
+
+
+def severity(text: str, spans: list[Span], index: int, places: list[Place]) -> str | None:
+    """The severity a finding is given, on its own scale ("trace" effusion is small, "marked" is severe).
+
+    A word right before one of its places counts first: "mild right, severe left hydronephrosis".
+    """
+    span = spans[index]
+    scale = FINDINGS[span.name].severities
+    if not scale:
+        return None
+    start = max((s.end for s in spans[:index] if s.end <= span.core), default=0)
+    words = [match[1] for place in places if (match := _SEVERITY_BEFORE.search(text[start : place.start]))]
+    words = words or _SEVERITY.findall(text[start : span.end])
+    if not words:
+        after = _AFTER_SEVERITY.match(text, span.end)
+        if after is None:
+            return None
+        words = [after["word"]]
+    return scale[_LEVEL[words[-1]]]
+
+
+_VERTEBRA = re.compile(r"\b([tl])-?(1[0-2]|[1-9])\b")
+_BONE_SITE = re.compile(
+    r"\b(?:(sacr(?:um|al))|(pelvi[sc]|iliac|acetabul\w+|isch\w+|pubi\w+)|(stern\w+)|(ribs?)|(femur|femoral))\b"
+)
+_AORTA = re.compile(r"\b(?:(ascending)|(descending)|(abdominal|infrarenal))\b")
+
+
+def sites(text: str, span: Span, places: list[Place]) -> list[str | None]:
+    """The sites of one finding, within its type's own list; [None] if it names none."""
+    allowed = FINDINGS[span.name].sites
+    if not allowed:
+        return [None]
+    if allowed in (LOBES, POLES) or "right lobe" in allowed:
+        named = [place.site for place in places if place.site in allowed]
+        return list(dict.fromkeys(named)) or [None]
+    if span.name == "bowel obstruction":
+        word = text[span.core : span.end].replace("-", " ")
+        if "small" in word or "sbo" in word:
+            return ["small bowel"]
+        return ["large bowel"] if "large" in word or "colonic" in word or "lbo" in word else [None]
+    if span.name == "aortic aneurysm":
+        match = _AORTA.search(text)
+        word = text[span.core : span.end]
+        return (
+            [allowed[match.lastindex - 1]]
+            if match and match.lastindex
+            else ["abdominal aorta" if word == "aaa" else None]
+        )
+    match = _VERTEBRA.search(text)
+    if match and f"{match[1].upper()}{match[2]}" in allowed:
+        return [f"{match[1].upper()}{match[2]}"]
+    bone = _BONE_SITE.search(text)
+    named = ("sacrum", "pelvis", "sternum", "rib", "femur")
+    return [named[bone.lastindex - 1]] if bone and bone.lastindex and named[0] in allowed else [None]
+
+
+def make_finding(
+    name: str, side: Side | None, site: str | None, size: float | None, number: int, grade: str | None
+) -> Finding:
+    """Build a finding from what was read, dropping a site that cannot be on that side."""
+    if (site, side) in (("middle lobe", "left"), ("lingula", "right")):
+        site = None
+    kind = FINDINGS[name]
+    return Finding(name, side, site, size if kind.measured else None, number if kind.countable else 1, grade)

@@ -1,0 +1,82 @@
+"""Left and right in words: the mirror image of a text, of a name, of a finding.
+
+Mirroring a volume without its words teaches a model the wrong side, so the words are mirrored with it. Left and right
+change places in any case ("Left", "LEFT", "left-sided", "LLL", "kidney_left"); the right middle lobe and the lingula
+change places as well. What is left or right by name only stays: liver lobes, heart chambers, coronary arteries, the
+colon. "Bilateral" stays.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from vol3d.text.ontology import Finding
+
+_WORDS = {
+    "left": "right",
+    "leftward": "rightward",
+    "leftwards": "rightwards",
+    "lt": "rt",
+    "lul": "rul",
+    "lll": "rll",
+    "luq": "ruq",
+    "llq": "rlq",
+    "right middle lobe": "lingula",
+    "left middle lobe": "right lingula",
+    "middle lobe": "lingular lobe",
+    "rml": "left lingula",
+}
+_SWAP = {**_WORDS, **{b: a for a, b in _WORDS.items()}}
+
+_KEPT = (
+    r"(?:left|right)[ -](?:(?:and|or|or the) (?:left|right) )?(?:hepatic|lobes? of the liver|lobe(?! pneumonia)|atri\w+"
+    r"|ventric\w+|main\b|main coronary|coronary|anterior descending|circumflex|heart|bundle|hemicolon|colon|portal vein"
+    r"|gastric)"
+    r"|(?:atrium|ventricle|appendage)_(?:left|right)"
+    r"|right (?:now|away|angle\w*|after|before)|all right"
+    r"|left (?:in place|in situ|untreated|alone|against|the hospital)"
+)
+_LETTER = r"[LR](?=\s*[<>=]\s*[LR](?![A-Za-z]))|(?<=[<>=])[LR](?![A-Za-z])|(?<=[<>=] )[LR](?![A-Za-z])"
+_LETTER += r"|(?<=\()[LR](?=\))|(?<![A-Za-z])[LR](?=-sided)"
+_PATTERN = re.compile(
+    rf"(?P<kept>(?<![A-Za-z])(?:{_KEPT}))|(?P<letter>{_LETTER})"
+    rf"|(?<![A-Za-z])(?P<word>{'|'.join(sorted(_SWAP, key=len, reverse=True))})(?![A-Za-z])",
+    re.IGNORECASE,
+)
+
+
+def swap_sides(text: str) -> str:
+    """Write the text of the mirrored body: left for right and right for left.
+
+    Twice gives the text back (a title-cased "Right Middle Lobe" comes back as "Right middle lobe").
+
+    Args:
+        text: A report, sentence, question, or the name of a mask or box.
+
+    Example:
+        >>> swap_sides("Left-sided effusion. 5 mm nodule in the right middle lobe. Fatty liver.")
+        'Right-sided effusion. 5 mm nodule in the lingula. Fatty liver.'
+    """
+    return _PATTERN.sub(_swap, text)
+
+
+def swap_finding(finding: Finding) -> Finding:
+    """Move a finding to the other side; an unsided one stays as it is."""
+    if finding.side is None:
+        return finding
+    site = {"middle lobe": "lingula", "lingula": "middle lobe"}.get(finding.site or "", finding.site)
+    return replace(finding, side="right" if finding.side == "left" else "left", site=site)
+
+
+def _swap(match: re.Match[str]) -> str:
+    word = match.group()
+    if match["kept"]:
+        return word
+    if match["letter"]:
+        # A lone letter is a side only when written as one: "l" in running text is not.
+        return {"L": "R", "R": "L"}.get(word, word)
+    other = _SWAP[word.lower()]
+    if word.isupper():
+        return other.upper()
+    return other[0].upper() + other[1:] if word[0].isupper() else other

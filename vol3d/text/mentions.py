@@ -1,0 +1,244 @@
+"""Where a sentence names a finding: direct terms ("splenomegaly") and heads that need an organ ("cyst").
+
+"A 12 mm cyst" is a hepatic cyst or a renal cyst by the organ words around it: right before the head ("renal
+cortical cyst"), after it ("cyst in the upper pole of the left kidney"), earlier in the sentence ("the left kidney
+contains a cyst"), or in the section's header ("Kidneys: 12 mm cyst"). Heads without any such word fall to their
+default, or are no finding of ours (a thyroid nodule, a pancreatic cyst).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A finding named at text[start:end]; `core` is where its own word starts, without organ adjectives."""
+
+    start: int
+    end: int
+    core: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    pattern: re.Pattern[str]
+    gate: tuple[str, ...]
+    organs: dict[str, str]
+    default: str | None = None
+    strict: bool = True  # an organ word that is not ours after the head rules it out
+
+
+_ENLARGED = r"(?:is|are|appears?|remains?|was)(?: not| no longer)?(?: (?:\w+ly|again|also|stable and))*"
+
+_DIRECT: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("pleural effusion", ("pleural", "hydro", "hemothora", "haemothora"),
+     r"pleural (?:fluid(?: collections?)?|collections?)|hydro(?:pneumo)?thora(?:x|ces)|ha?emothora(?:x|ces)"
+     r"|fluid in the (?:left |right )?pleural (?:space|cavity)"),
+    ("pneumothorax", ("pneumothora", "ptx", "pleural"),
+     r"(?:hydro)?pneumothora(?:x|ces)|ptx|pleural air|air (?:with)?in the (?:left |right )?pleural (?:space|cavity)"),
+    ("consolidation", ("consolidat", "space", "lobar", "alveolar", "pneumonia"),
+     r"(?:air ?-?space )?consolidat(?:ions?|ive (?:changes?|opacit(?:y|ies)|process)|ed)"
+     r"|(?:air ?-?space|lobar|alveolar) (?:disease|opacit(?:y|ies)|opacifications?)|(?:broncho)?pneumonias?"),
+    ("emphysema", ("emphysem", "bullous", "bullae"),
+     r"(?<!subcutaneous )(?<!surgical )(?<!mediastinal )(?<!tissue )(?<!wall )emphysem(?:a(?:tous)?)(?: changes?)?"
+     r"|bullous (?:disease|changes?)|bullae"),
+    ("atelectasis", ("atelecta", "volume loss", "collapse"),
+     r"atelecta(?:sis|ses|tic(?: (?:changes?|bands?))?)|(?<!brain )volume loss|(?:sub)?segmental collapse"
+     r"|lobar collapse|lobe collapse"),
+    ("cardiomegaly", ("cardi", "heart"),
+     r"cardiomegaly|cardiac enlargement|enlargement of the (?:heart|cardiac silhouette)"
+     r"|enlarged (?:heart|cardiac silhouette)|(?:heart|cardiac silhouette|heart size) " + _ENLARGED + " enlarged"),
+    ("pericardial effusion", ("pericardi",),
+     r"pericardial fluid|fluid (?:with)?in the pericardi(?:um|al (?:space|sac))|h(?:a?)emopericardium"),
+    ("coronary artery calcification", ("coronar",),
+     r"coronary (?:arter(?:y|ial|ies) )?(?:\w+ )?(?:calcifications?|calcium|calcified plaques?)"
+     r"|coronary (?:artery |arterial )?athero\w+"
+     r"|coronary arteries " + _ENLARGED + r" calcified|calcified coronary (?:arter(?:y|ies)|plaques?)"
+     r"|(?:calcif\w+|atherom\w+)(?: (?!no\b|not\b|normal\b)\w+){0,7} coronar(?:y|ies)(?: arter(?:y|ies))?"),
+    ("aortic aneurysm", ("aaa",), r"aaa"),
+    ("hepatic steatosis", ("steato", "fatty"),
+     r"(?:hepatic )?steatosis|hepatosteatosis|steatotic(?: liver)?|fatty liver"
+     r"|fatty (?:infiltration|change)(?! of the panc| in the panc)(?: (?:of|in) the liver)?"),
+    ("gallstones", ("gallstone", "gall stone", "lithiasis"), r"gall ?stones?|chole(?:cysto)?lithiasis"),
+    ("splenomegaly", ("sple",),
+     r"(?:hepato)?splenomegaly|splenic enlargement|enlargement of the spleen|enlarged spleen"
+     r"|spleen " + _ENLARGED + " enlarged"),
+    ("renal stone", ("lith",), r"nephrolith(?:iasis|s)?"),
+    ("hydronephrosis", ("nephro", "ectasis", "collecting", "renal pelvis", "calyc", "dilat"),
+     r"hydro(?:uretero)?nephro(?:sis|tic)|(?:pelvi|pyel|cali)\w*ectasis"
+     r"|(?:(?:left|right) )?(?:collecting systems?|renal pelvis|renal pelves) " + _ENLARGED + " dilated"
+     r"|dilat(?:ed|ation of|ion of) (?:the )?(?:(?:left|right) )?"
+     r"(?:renal )?(?:collecting systems?|renal pelvis|pelvi\w+ systems?)"
+     r"|pelvi\w+ (?:systems? )?dilat(?:at)?ion"),
+    ("ascites", ("ascit", "fluid"),
+     r"ascit(?:es|ic fluid)|(?:free )?(?:intra-?)?(?:peritoneal|intra-?abdominal) (?:free )?fluid"
+     r"|free (?:pelvic |abdominal )?fluid|fluid in the (?:abdomen|peritone\w+)"),
+    ("bowel obstruction", ("obstruct", "sbo", "lbo"),
+     r"(?:(?:small|large)[- ]bowel|bowel|intestinal|colonic) obstructions?|sbo|lbo"
+     r"|obstruct(?:ion of|ed) (?:the )?(?:small |large )?(?:bowel|intestine)"
+     r"|(?:(?:small|large)[- ])?bowel (?:is|appears) (?:not )?obstructed"),
+    ("inguinal hernia", ("inguinal", "groin"),
+     r"(?:inguinal|groin)(?:[- ](?!hernia)[\w,]+){0,4}?[- ]hernias?(?: containing \w+)?"
+     r"|hernias? in(?:to)? the (?:left |right )?(?:inguinal (?:canal|region)|groin)"),
+    ("hiatal hernia", ("hiat", "diaphragmatic"),
+     r"(?:sliding |para-?esophageal )?hiat(?:al|us)(?: (?!hernia)\w+){0,3}? hernias?|diaphragmatic hernias?"),
+    ("vertebral fracture", ("fracture", "deformit", "wedg", "height", "collapse"),
+     r"(?:compression|wedge|burst)(?: \w+)?? (?:fractures?|deformit(?:y|ies))"
+     r"|vertebra(?:l|l body|l bodies|e)?(?: \w+)?? (?:fractures?|collapse|compression)"
+     r"|wedging|wedge-shaped deformity|vertebral (?:body )?height loss|loss of vertebral (?:body )?height"),
+    ("bone metastasis", ("lytic", "sclerotic", "blastic", "metasta"),
+     r"(?:osteo)?(?:lytic|sclerotic|blastic)(?: (?:and|or) (?:lytic|sclerotic|blastic))?(?: (?:bone|bony|osseous))?"
+     r" (?:lesions?|metastas[ie]s|foc(?:us|i)|deposits?)"
+     r"|(?:osseous|bone|bony|skeletal) metastatic (?:disease|deposits?)"
+     r"|metastatic (?:bone|osseous|skeletal) (?:disease|lesions?)"),
+)  # fmt: skip
+DIRECT = tuple((name, gate, re.compile(rf"\b(?:{pattern})\b")) for name, gate, pattern in _DIRECT)
+
+_LESION = {"liver": "liver lesion", "bone": "bone metastasis", "spine": "bone metastasis"}
+HEADS = (
+    _Head(re.compile(r"\beffusions?\b"), ("effusion",),
+          {"lung": "pleural effusion", "heart": "pericardial effusion"}, "pleural effusion", strict=False),
+    _Head(re.compile(r"\b(?:micro)?nodules?\b|\bnodular (?:opacit(?:y|ies)|densit(?:y|ies)|lesions?)\b"), ("nodul",),
+          {"lung": "pulmonary nodule", "liver": "liver lesion"}, "pulmonary nodule"),
+    _Head(re.compile(r"\bcysts?\b"), ("cyst",), {"kidney": "renal cyst", "liver": "hepatic cyst"}),
+    _Head(re.compile(r"\b(?:stones?|calcul(?:us|i|uses))\b"), ("stone", "calcul"),
+          {"kidney": "renal stone", "gallbladder": "gallstones"}),
+    _Head(re.compile(r"\b(?:lesions?|metastas[ie]s)\b"), ("lesion", "metasta"),
+          {**_LESION, "lung": "pulmonary nodule"}),
+    _Head(re.compile(r"\b(?:mass(?:es)?|tumou?rs?)\b"), ("mass", "tumo"),
+          {**_LESION, "lung": "pulmonary nodule"}),
+    _Head(re.compile(r"\bfractures?\b"), ("fracture",), {"spine": "vertebral fracture"}),
+    _Head(re.compile(r"\baneurysm(?:s|al(?: dilat(?:at)?ion)?)?\b"), ("aneurysm",), {"aorta": "aortic aneurysm"}),
+)  # fmt: skip
+
+# The first alternative that matches wins, so compounds stand before their parts.
+_ORGAN = re.compile(
+    r"\b(?:"
+    r"(?P<other>(?:iliac|renal|splenic|popliteal|cerebral|femoral|carotid|pulmonary|hepatic|mesenteric) arter\w+"
+    r"|thyroid|adrenal\w*|ovar\w+|pancrea\w+|splenic|spleen|breasts?|(?:urinary )?bladder|ureter\w*|ureth\w+|prosta\w+"
+    r"|uter\w+|adnexal?|skin|soft tissues?|subcutaneous|brain|mediastin\w+|lymph\w*|nod(?:es?|al)|colon\w*|bowel"
+    r"|mesenter\w+|oment\w+|peritone\w+|stomach|gastric|o?esophag\w*|umbilical|ventral|incisional|joints?|knees?|hips?"
+    r"|append\w+|muscles?|psoas|parotid|(?:common )?bile ducts?|common duct|choledoch\w*|duoden\w+|vocal|orbit\w*)"
+    r"|(?P<kidney>(?:intra)?renal|\w*nephro\w+|kidneys?|(?:upper|mid\w*|lower|inter) ?pol(?:e|ar)"
+    r"|collecting systems?|caly(?:x|ces))"
+    r"|(?P<liver>liver|hepatic|(?:right|left) lobe(?: of the liver)?|hepatic segments?|segments? (?:[1-8]|[iv]+)[ab]?)"
+    r"|(?P<gallbladder>gall ?-?bladder|biliary)"
+    r"|(?P<lung>lungs?|pulmonary|pleura\w*|lobes?|lingula\w*|hemithora\w+|intrapulmonary|parapneumonic|[rl][ulm]l)"
+    r"|(?P<heart>pericardi\w+|heart|cardiac)"
+    r"|(?P<aorta>aort\w+|thoracoabdominal)"
+    r"|(?P<spine>vertebra\w*|spin(?:e|al)|[tl]-?(?:1[0-2]|[1-9])|lumbar|endplates?)"
+    r"|(?P<bone>bones?|bony|osseous|skelet\w+|sacr\w+|ili(?:ac(?: bone| wing| crest)?|um)|ribs?|stern\w+|femur|femoral"
+    r"|humer\w+|pelvis|scapula\w*|clavic\w+|acetabul\w+|skull)"
+    r")\b"
+)
+_ORGAN_GATE = re.compile("|".join(("cyst", "stone", "calcul", "lesion", "metasta", "mass", "tumo", "nodul", "effusion",
+                                   "fracture", "aneurysm")))  # fmt: skip
+_PREPOSITIONS = (
+    r"in|on|at|of|the|with|and|or|nor|is|are|was|were|has|have|shows?|contains?|there|no|without|but|to|from"
+)
+_MODIFIERS = re.compile(rf"\s*(?:(?!(?:{_PREPOSITIONS})\b)[\w./%]+[\s-]+){{0,4}}")
+_JOIN = re.compile(
+    r"\s*(?:,|/|and|or|nor|and/or|,\s*(?:and|or))\s*(?:the\s+)?(?:(?:left|right|bilateral|small|moderate|large|simple)\s+)?"
+)
+
+SECTION_ORGAN = {
+    "Lungs and pleura": ("lung",),
+    "Heart and vessels": ("heart", "aorta"),
+    "Liver and gallbladder": ("liver", "gallbladder"),
+    "Spleen and pancreas": ("other",),
+    "Kidneys": ("kidney",),
+    "Bowel and peritoneum": ("other",),
+    "Bones": ("spine", "bone"),
+}
+
+
+def find_spans(text: str, section: tuple[str, ...] = ()) -> list[Span]:
+    """Find every finding named in one lower-case sentence, in order, without overlap.
+
+    Args:
+        text: One sentence, lower case.
+        section: Organ words of the header it stands under, as in `SECTION_ORGAN`.
+    """
+    spans = [
+        Span(match.start(), match.end(), match.start(), name)
+        for name, gate, pattern in DIRECT
+        if any(word in text for word in gate)
+        for match in pattern.finditer(text)
+    ]
+    if _ORGAN_GATE.search(text):
+        spans.extend(_headed(text, section, spans))
+    spans.sort(key=lambda span: (span.core, -span.end))
+    kept: list[Span] = []
+    for span in spans:
+        covered = kept and span.core < kept[-1].end
+        if not covered or (span.core, span.end) == (kept[-1].core, kept[-1].end):
+            kept.append(span)
+    return kept
+
+
+def _headed(text: str, section: tuple[str, ...], direct: list[Span]) -> list[Span]:
+    organs = [(m.start(), m.end(), str(m.lastgroup)) for m in _ORGAN.finditer(text)]
+    found = [
+        (match, head)
+        for head in HEADS
+        if any(word in text for word in head.gate)
+        for match in head.pattern.finditer(text)
+        if not any(d.start <= match.start() < d.end for d in direct)
+    ]
+    found.sort(key=lambda item: item[0].start())
+    chains = [_chain(text, organs, match.start()) for match, _ in found]
+    starts = [chain[0][0] if chain else match.start() for chain, (match, _) in zip(chains, found, strict=True)]
+    out = []
+    for index, (match, head) in enumerate(found):
+        limit = min(
+            [s for s in (*starts[index + 1 :], *(d.start for d in direct)) if s >= match.end()], default=len(text)
+        )
+        for name in _resolve(text, match, head, chains[index], organs, limit, section):
+            out.append(Span(starts[index], match.end(), match.start(), name))
+    return out
+
+
+def _chain(text: str, organs: list[tuple[int, int, str]], start: int) -> list[tuple[int, int, str]]:
+    """Organ words that stand before a head as its adjectives: "hepatic and renal" cysts."""
+    chain: list[tuple[int, int, str]] = []
+    for organ in reversed([o for o in organs if o[1] <= start]):
+        gap = text[organ[1] : chain[0][0] if chain else start]
+        if not (_MODIFIERS.fullmatch(gap) or (chain and _JOIN.fullmatch(gap))):
+            break
+        chain.insert(0, organ)
+    return chain
+
+
+def _resolve(
+    text: str,
+    match: re.Match[str],
+    head: _Head,
+    chain: list[tuple[int, int, str]],
+    organs: list[tuple[int, int, str]],
+    limit: int,
+    section: tuple[str, ...],
+) -> list[str]:
+    if chain:
+        names = [head.organs[kind] for _, _, kind in chain if kind in head.organs]
+        if names:
+            return list(dict.fromkeys(names))
+        if any(kind == "other" for _, _, kind in chain) or head.strict:
+            return []
+    after = next((kind for start, _, kind in organs if match.end() <= start < limit), None)
+    if after is not None and (after in head.organs or head.strict):
+        return [head.organs[after]] if after in head.organs else []
+    before = next((kind for _, end, kind in reversed(organs) if end <= match.start() and kind in head.organs), None)
+    nearest = next((kind for _, end, kind in reversed(organs) if end <= match.start()), None)
+    if before is not None and (before == nearest or before in section):
+        return [head.organs[before]]
+    if nearest == "other" and head.strict and not section:
+        return []
+    for kind in section:
+        if kind in head.organs:
+            return [head.organs[kind]]
+    if section and "lung" not in section and head.strict:
+        return []
+    return [head.default] if head.default else []

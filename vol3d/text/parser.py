@@ -1,0 +1,190 @@
+"""The rule-based parser that every report score rests on: text → the findings it says are there.
+
+It reads section by section and sentence by sentence; `mentions` finds what is named, `polarity` whether it is
+said to be there, `places` on which side, `attributes` the rest. Four decisions, made once and for every score:
+
+- **Doubt counts as present.** "Possible left pneumothorax" is a finding a reader acts on. `parse_mentions` tells
+  "possible" apart for those who want to.
+- **The past does not count.** "History of pneumothorax", "previously seen effusion", and the sections before the
+  findings (history, technique, comparison) give nothing, unless the sentence says the finding is still there.
+- **Both sides are two findings.** "Bilateral pleural effusions" gives a left and a right one.
+- **A sided finding without a side keeps side=None**, and its key is the bare name ("pleural effusion"), which equals
+  neither side's key: not saying the side is not the same as getting it right. If the same report names a side of
+  that finding anywhere else, the sideless mention is taken as the same finding and dropped.
+
+Text is never refused: whatever a model writes, the parser returns what it can read and raises nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from vol3d.text.attributes import count, make_finding, severity, sites, sizes
+from vol3d.text.mentions import SECTION_ORGAN, find_spans
+from vol3d.text.ontology import FINDINGS, Finding, Side, in_report_order
+from vol3d.text.places import bind_places, find_places
+from vol3d.text.polarity import Status, statuses
+from vol3d.text.sections import header_organ, header_section
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """One finding as one sentence names it.
+
+    Args:
+        finding: What is named.
+        status: "present", "possible", "absent" or "historical".
+        sentence: The sentence, lower case.
+    """
+
+    finding: Finding
+    status: Status
+    sentence: str
+
+
+def parse_findings(text: str) -> list[Finding]:
+    """Read the findings that a report says are there, in report order, each key once.
+
+    Args:
+        text: A report, or any part of one, with or without headers.
+
+    Example:
+        >>> parse_findings("No pneumothorax. Small left effusion.")
+        [Finding(name='pleural effusion', side='left', site=None, size_mm=None, count=1, severity='small')]
+    """
+    present = [m.finding for m in parse_mentions(text) if m.status in ("present", "possible")]
+    return _deduplicate(present)
+
+
+def finding_keys(text: str) -> set[str]:
+    """Read the keys of the findings a report says are there: {"left pleural effusion", "ascites"}."""
+    return {finding.key for finding in parse_findings(text)}
+
+
+def finding_labels(text: str) -> dict[str, int]:
+    """Read what a report says of each finding: 1 there, 0 said not to be; keys not mentioned are left out.
+
+    An unsided denial ("no pleural effusion") denies both sides; "a left effusion" says nothing of the right.
+    """
+    labels: dict[str, int] = {}
+    for mention in parse_mentions(text):
+        if mention.status == "absent":
+            side_known = mention.finding.side is not None
+            for key in (mention.finding.key,) if side_known else mention.finding.type.keys:
+                labels.setdefault(key, 0)
+    return {**labels, **dict.fromkeys(finding_keys(text), 1)}
+
+
+def parse_mentions(text: str) -> list[Mention]:
+    """Read every mention of every finding, with whether it is said to be there."""
+    return [mention for sentence, organ, sides in _sentences(text) for mention in _read(sentence, organ, sides)]
+
+
+# Sentences
+_LIST_MARK = re.compile(r"(?m)^[ \t]*(?:\(?\d{1,2}[.)]|[-*•·–])[ \t]+|(?<=[.;:\n]) \d{1,2}[.)] (?=[A-Za-z])")
+_WRAPPED = re.compile(r"(?<=[a-z0-9,])[ \t]*\n[ \t]*(?=[a-z])(?![a-z ]{2,30}:)")
+_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bapprox)(?<!\bcf)(?<!\bdr)\.(?=\s|$)|[;!?\n]+")
+_SPACED_DECIMAL = re.compile(r"(?<= \d) \. ?(?=\d+ ?[cm]m\b)")
+_HEADER = re.compile(r"([a-z][a-z ,/&()-]{1,60}?)\s*:\s*")
+_SPACE = re.compile(r"\s+")
+_HYPHENS = str.maketrans({"‐": "-", "‑": "-", "‒": "-", "–": "-", "—": ",", "×": "x", "\u00a0": " ", "’": "'"})
+_MAX_SENTENCE = 600
+
+
+def _sentences(text: str) -> Iterator[tuple[str, str | None, tuple[Side, ...]]]:
+    """Yield (sentence, organ section, sides of its header) of the parts that describe this study."""
+    text = text.translate(_HYPHENS).replace("\r", "\n").replace("**", "").replace("#", " ")
+    text = _WRAPPED.sub(" ", _LIST_MARK.sub("\n", text)).lower()
+    text = _SPACED_DECIMAL.sub(".", text)
+    organ: str | None = None
+    sides: tuple[Side, ...] = ()
+    skip = False
+    for raw in _END.split(text):
+        sentence = _SPACE.sub(" ", raw).strip()
+        section = header_section(sentence)
+        if section is not None:
+            skip, organ, sides = section == "other", None, ()
+            continue
+        while match := _HEADER.match(sentence):
+            kind, under, sided = _header(match[1].strip())
+            rest = sentence[match.end() :]
+            if kind == "finding":
+                sentence = f"{match[1]} is {rest}" if rest else ""
+            if kind in ("finding", "text"):
+                break
+            skip, organ, sides = kind == "other", under, sided
+            sentence = rest
+        if sentence and not skip:
+            for start in range(0, len(sentence), _MAX_SENTENCE):
+                yield sentence[start : start + _MAX_SENTENCE], organ, sides
+
+
+@lru_cache(maxsize=4096)
+def _header(header: str) -> tuple[str, str | None, tuple[Side, ...]]:
+    """Judge what stands before a colon: a part of the report, an organ ("left kidney"), a finding, or mere text."""
+    section = header_section(header)
+    if section is not None:
+        return section, None, ()
+    if find_spans(header):
+        return "finding", None, ()
+    sides = [place.sides for place in find_places(header) if len(place.sides) == 1]
+    side = sides[0] if len(sides) == 1 else ()
+    organ = header_organ(header)
+    return ("organ" if organ or side else "text"), organ, side
+
+
+@lru_cache(maxsize=20_000)
+def _read(sentence: str, organ: str | None, sides: tuple[Side, ...]) -> tuple[Mention, ...]:
+    spans = find_spans(sentence, SECTION_ORGAN.get(organ or "", ()))
+    if not spans:
+        return ()
+    judged = statuses(sentence, spans)
+    bound = bind_places(sentence, spans, find_places(sentence), sides)
+    measured = sizes(sentence, spans)
+    out = []
+    for index, span in enumerate(spans):
+        kind = FINDINGS[span.name]
+        places = bound[index]
+        named = {side for place in places for side in place.sides} if kind.sided else set()
+        both = len(named) == 2
+        size = max(measured[index], default=None)
+        number = count(sentence, spans, index, both=both)
+        for side in sorted(named) or [None]:
+            own = [place for place in places if side is None or not place.sides or side in place.sides]
+            where = sites(sentence, span, own)
+            site = where[0] if len(where) == 1 else None
+            grade = severity(sentence, spans, index, [place for place in own if place.sides])
+            finding = make_finding(span.name, side, site, size, number, grade)
+            out.append(Mention(finding, judged[index], sentence))
+    return tuple(out)
+
+
+def _deduplicate(findings: list[Finding]) -> list[Finding]:
+    groups: dict[str, list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault(finding.key, []).append(finding)
+    sided = {finding.name for finding in findings if finding.side is not None}
+    kept = [_combine(group) for group in groups.values() if group[0].side is not None or group[0].name not in sided]
+    return in_report_order(kept)
+
+
+def _combine(group: list[Finding]) -> Finding:
+    """Findings and impression repeat each other: the first to tell a thing tells it, distinct sites add up."""
+    best = group[0]
+    for other in group[1:]:
+        if best.site is not None and other.site is not None and best.site != other.site and best.type.countable:
+            best = replace(best, count=best.count + other.count)
+            if (other.size_mm or 0) > (best.size_mm or 0):
+                best = replace(best, site=other.site, size_mm=other.size_mm)
+            continue
+        best = replace(
+            best,
+            site=best.site or other.site,
+            size_mm=best.size_mm if best.size_mm is not None else other.size_mm,
+            severity=best.severity or other.severity,
+            count=max(best.count, other.count),
+        )
+    return best

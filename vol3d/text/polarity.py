@@ -1,0 +1,198 @@
+"""Whether a sentence says that a finding is there: negation, history and doubt, each with its scope.
+
+A negation before ("no", "without", "free of") reaches forward over a list, until something breaks it: "but",
+"except", "with", "there is", or a new item with its own size, amount or article ("no effusion, 5 mm nodule on
+the left"). A negation behind ("is not seen", "has resolved", "ruled out") reaches back over its own subject.
+
+Source: the idea of cue and scope is NegEx (Chapman et al., J Biomed Inform 2001;34:301-310); cues and scopes are ours.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from vol3d.text.mentions import Span
+
+Status = Literal["present", "possible", "absent", "historical"]
+"""possible: "may represent", "cannot be excluded". historical: of the past, or only asked about."""
+
+_SEEN = (
+    r"(?:seen|identified|visuali[sz]ed|present|noted|demonstrated|evident|detected|appreciated|observed|found|visible"
+    r"|apparent|shown|definitely seen|clearly seen)"
+)
+_BE = r"(?:is|are|was|were|has been|have been|appears?|remains?)"
+BREAK = re.compile(
+    r"\b(?:but|however|although|though|whereas|while|yet|except(?: for| that)?|apart from|aside from|other than|beyond"
+    r"|with the exception of|save for|besides|which|who|despite|there (?:is|are|was|were|has been|remains?)"
+    r"|(?<!consistent )(?<!compatible )(?<!associated )(?<!or )with(?! or without))\b"
+    r"|\band (?=the\b|there\b|this\b|these\b)|[()]"
+)
+_FORWARD = re.compile(
+    r"\b(?:no(?! longer| doubt|t\b)|not(?! only)|without|nor|neither|never|absen(?:t|ce of)|negative for"
+    r"|free (?:of|from)|lack(?:s|ing)?(?: of)?|denies|devoid of|clear of|resolution of|resolved|clearing of|rather than"
+    r"|instead of|w/o|rule[sd]? out|exclud(?:es?|ing)|non(?=-(?:aneurysmal|enlarged|dilated))|unlikely|nothing"
+    r"|does not|do not|cannot be|interval removal of)\b(?!:)"
+)
+_NOT_NEGATION = re.compile(
+    r"\b(?:no|without|not)\s+(?:(?:significant|interval|substantial|appreciable|definite|obvious|major|marked|other"
+    r"|significantly|substantially|appreciably|really|yet|overtly)\s+)*(?:changed?|increased?|decreased?|difference"
+    r"|progression|progressed|improvement|improved|resolution|resolved|worsening|worsened|excluded?|ruled out|rule out"
+    r"|growth|grown)\b"
+    r"|\b(?:cannot|can't|can not|could not|not)\s+(?:\w+\s+)?(?:be\s+)?(?:entirely\s+|completely\s+)?"
+    r"(?:exclude|excluded|rule out|ruled out)\b"
+    r"|\bnot only\b|\bno doubt\b|\b(?:incompletely|partially|partly|nearly|almost completely|almost) resolved\b"
+)
+_CANNOT_EXCLUDE = re.compile(r"\b(?:cannot|can't|can not|could not|not)\s+(?:\w+\s+)*?(?:exclude|rule)")
+_BACKWARD = re.compile(
+    rf"\bnot (?:\w+ly )?(?:{_SEEN}|enlarged|dilated|obstructed|calcified|aneurysmal|there)\b"
+    rf"|\bno longer (?:{_SEEN}|there)?|\b(?:{_BE} )?absent\b"
+    r"|\b(?:has|have|had|now|interval(?:ly)?|completely|fully|since|is|are) (?:\w+ )?"
+    r"(?:resolved|cleared|disappeared|gone)\b"
+    r"|\bresolved\s*$|\b(?:(?:is|are|was|were|has been|have been) )?(?:ruled out|excluded)\b"
+    r"|\b(?:is|are|was|were) (?:\w+ )?unlikely\b|\bunlikely\s*$"
+    r"|(?:\bis|\bare|:|=|-)\s*(?:none|no|nil|negative|neg)(?=\s*(?:[,(]|$))"
+    r"|\bnot (?:currently )?(?:there|visible)\b|\b(?:none|nil)\s*$"
+)
+_POSITIVE_VERB = re.compile(
+    rf"\b{_BE} (?:again |also |now )?{_SEEN}\b|\bthere (?:is|are)\b"
+    r"|\b(?:shows?|contains?|demonstrates?|has|have) (?:an?\b|the\b)"
+)
+_HISTORY = re.compile(
+    r"\b(?:history of|h/o|hx of|previous(?:ly)?|formerly|status post|s/p|past|evaluat(?:e|ion) (?:for|of)"
+    r"|assess(?:ment)? for|to (?:exclude|rule out)|please (?:exclude|rule out)|r/o|query|screening for|risk (?:of|for)"
+    r"|work-?up (?:for|of)|(?:on|since|from|than|to|with) (?:the )?prior|prior|old (?:ct|study|exam))\b"
+)
+_COMPARISON = re.compile(
+    r"(?:on|since|from|than|to|with|in)\s+(?:the\s+|a\s+)?(?:prior|previous)\b"
+    r"|(?:prior|previous)\s+(?:ct|study|exam\w*|imaging|scan|mri|radiograph|comparison)s?\b"
+    r"(?!(?: \w+){0,3} (?:showed|demonstrated|revealed|described|reported))"
+    r"|previously(?=,? (?:\d|measur))|status post(?= \w+ectomy)"
+)
+_CURRENT = re.compile(
+    r"\b(?:unchanged|stable|persist\w*|again|now|current(?:ly)?|measures|measuring|increas\w+|decreas\w+|larger|smaller"
+    r"|remains?|residual|grown|improved|not (?:significantly )?changed|no (?:\w+ )?change|similar|still"
+    rf"|{_BE} (?:again )?{_SEEN})\b"
+)
+_POSSIBLE = re.compile(
+    r"\b(?:possibl[ey]|probabl[ey]|likely|suspicious|suspected|suspicion|concern(?:ing)?|may|might|could"
+    r"|question(?:able|ed)?|suggest\w*|cannot|equivocal|versus|vs)\b"
+)
+_LIST_OR = re.compile(r"\b(?:or|nor)\b")
+_RESTART = re.compile(
+    r"(?:,|\band\b)\s*(?:and\s+|or\s+)?(?:"
+    r"(?:an?|the|this)\b|\d+(?:\.\d+)?\s*-?(?:mm|cm)\b|(?:one|two|three|four|five|six|multiple|several|few|numerous|single)\b"
+    r"|(?:new|stable|unchanged|persistent|residual|known)\b"
+    r"|(?:small|moderate|large|mild|severe|tiny|trace|minimal|massive|marked)(?! bowel)(?:ly|[- ]sized)?\b)"
+)
+_SIDE_RESTART = re.compile(r",\s*(?:left|right|bilateral)\b")
+_VERB_THEN_COMMA = re.compile(rf"\b{_BE} {_SEEN}\b.*(?:,|;|\band\b)")
+_OWN_VERB = re.compile(rf"\s*(?:{_BE} (?:again |also )?(?:{_SEEN}|small|moderate|large|mild|severe|unchanged|stable))")
+
+
+def statuses(text: str, spans: list[Span]) -> list[Status]:
+    """Judge every finding named in one lower-case sentence."""
+    if not spans:
+        return []
+    cues = _Cues(text)
+    return [_status(text, spans, index, cues) for index in range(len(spans))]
+
+
+class _Cues:
+    """Every cue word of one sentence, found once."""
+
+    def __init__(self, text: str):
+        pseudo = [m.span() for m in _NOT_NEGATION.finditer(text)]
+
+        def real(match: re.Match[str]) -> bool:
+            return not any(low < match.end() and match.start() < high for low, high in pseudo)
+
+        self.backward = [m.span() for m in _BACKWARD.finditer(text) if real(m)]
+        self.forward = [
+            m.span()
+            for m in _FORWARD.finditer(text)
+            if real(m) and not any(low <= m.start() < high for low, high in self.backward)
+        ]
+        comparison = [m.span() for m in _COMPARISON.finditer(text)]
+        self.history = [
+            m.end()
+            for m in _HISTORY.finditer(text)
+            if not any(low <= m.start() < high or low < m.end() <= high for low, high in comparison)
+        ]
+        self.breaks = [m.span() for m in BREAK.finditer(text)]
+        self.current = _CURRENT.search(text) is not None
+        self.possible = [m.start() for m in _POSSIBLE.finditer(text)]
+        self.cannot_exclude = _CANNOT_EXCLUDE.search(text) is not None
+
+
+def _status(text: str, spans: list[Span], index: int, cues: _Cues) -> Status:
+    span = spans[index]
+    inside = text[span.core : span.end]
+    if " not " in inside or " no longer " in inside:
+        return "absent"
+    low = max([end for _, end in cues.breaks if end <= span.start], default=0)
+    high = min([start for start, _ in cues.breaks if start >= span.end], default=len(text))
+    if _negated_before(text, spans, index, cues, low) or _negated_behind(text, spans, index, cues, low, high):
+        return "absent"
+    if any(end <= span.start for end in cues.history) and not cues.current:
+        return "historical"
+    if cues.cannot_exclude or any(low <= start < high for start in cues.possible):
+        return "possible"
+    return "present"
+
+
+def _negated_before(text: str, spans: list[Span], index: int, cues: _Cues, low: int) -> bool:
+    span = spans[index]
+    starts = [end for start, end in cues.forward if start >= low - 1 and end <= span.core]
+    if not starts:
+        return False
+    begin = max(starts)
+    listed = [s for s in spans[:index] if s.start >= begin or s.core >= begin]
+    if not listed:
+        return True
+    previous = listed[-1].end
+    # The list is broken when any item from the first to this one starts anew.
+    for earlier, item in zip(listed, [*listed[1:], span], strict=True):
+        if item.core < earlier.end:
+            continue
+        if _restarts(text, earlier.end, item, text[previous:]):
+            return False
+    return True
+
+
+def _restarts(text: str, gap_start: int, item: Span, rest: str) -> bool:
+    gap = text[gap_start : item.core]
+    if _VERB_THEN_COMMA.search(gap):
+        return True
+    closed = _LIST_OR.search(rest) is not None
+    own_verb = _OWN_VERB.match(text, item.end) is not None
+    if closed:
+        return False
+    if _RESTART.search(gap) or _SIDE_RESTART.search(gap):
+        return True
+    return own_verb and "," in gap
+
+
+def _negated_behind(text: str, spans: list[Span], index: int, cues: _Cues, low: int, high: int) -> bool:
+    span = spans[index]
+    # A post-modifier in brackets or a relative clause does not end the subject's reach to its own verb.
+    for start, _ in cues.backward:
+        if not span.end <= start <= high:
+            continue
+        between = text[span.end : start]
+        if _POSITIVE_VERB.search(between):
+            continue
+        later = [s for s in spans[index + 1 :] if s.end <= start]
+        head = text[low:start]
+        opened = _opens_positively(text, low, span, head)
+        if opened and later and re.search(r",|\band\b", text[span.end : later[-1].core]):
+            continue
+        return True
+    return False
+
+
+def _opens_positively(text: str, low: int, span: Span, head: str) -> bool:
+    before = text[max(0, low - 12) : span.core]
+    return re.search(r"\bthere (?:is|are|was|were)\b", before) is not None or (
+        _POSITIVE_VERB.search(head[: max(0, span.core - low)]) is not None
+    )
