@@ -1,0 +1,133 @@
+"""The file formats of a manifest: rows in, rows out, and writing a file whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import secrets
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vol3d.data.study import CHECKS, STRUCTURED
+
+PART = ".part"
+"""Marks a file that is still being written."""
+
+# One reader a format; each yields (row number, row), or a text saying what is wrong with the row.
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except UnicodeDecodeError:
+                yield number, "is not UTF-8: save the manifest as UTF-8"
+            except json.JSONDecodeError as error:
+                yield number, f"is not valid JSON ({error.msg} at column {error.colno}): write one object a line"
+            else:
+                yield number, row if isinstance(row, dict) else "is not a JSON object: write one object a line"
+
+
+def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file, _long_cells():
+        delimiter = "\t" if path.suffix == ".tsv" else ","
+        for number, cells in enumerate(csv.DictReader(file, delimiter=delimiter), start=2):
+            if None in cells:
+                yield number, "has more cells than the header has names: quote cells that hold a comma"
+            else:
+                yield number, _decode_cells(cells)
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """The csv module refuses cells over 128 kB; a row's questions may be longer."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    parquet = _pyarrow().parquet
+    number = 0
+    for batch in parquet.ParquetFile(path).iter_batches(batch_size=1000):
+        for row in batch.to_pylist():
+            number += 1
+            yield number, _decode_cells(row)
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError("Parquet manifests need pyarrow: pip install 'vol3d[parquet]'") from error
+    return pyarrow
+
+
+def _decode_cells(cells: Mapping[str, Any]) -> dict[str, Any] | str:
+    row = {name: value for name, value in cells.items() if value not in (None, "")}
+    for name in STRUCTURED:
+        if isinstance(row.get(name), str):
+            try:
+                row[name] = json.loads(row[name])
+            except json.JSONDecodeError as error:
+                return f"field {name!r} is not valid JSON ({error.msg}): lists and objects are JSON-encoded in a cell"
+    return row
+
+
+def _write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _cells(rows: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
+    columns = [name for name in CHECKS if any(name in row for row in rows)]
+    encoded = [{k: json.dumps(v, ensure_ascii=False) if k in STRUCTURED else v for k, v in row.items()} for row in rows]
+    return columns, encoded
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    columns, cells = _cells(rows)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(cells)
+
+
+def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    columns, cells = _cells(rows)
+    table = _pyarrow().table({name: [row.get(name) for row in cells] for name in columns})
+    _pyarrow().parquet.write_table(table, path)
+
+
+READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}
+WRITERS = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet}
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A path to write to; what was written there becomes `path` at the end, or vanishes if anything fails.
+
+    It reaches the disk before it gets its name, so that not even a power cut leaves half a file under that name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PART}{suffix}")
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

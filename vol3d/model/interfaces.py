@@ -1,0 +1,143 @@
+"""The small interfaces between the parts: an encoder gives Features, a projector turns them into language
+tokens, a task judges. Parts know each other only through this file."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vol3d.data.batch import Batch
+from vol3d.types import Affines, Pooled, Tokens, Triple, Volumes
+
+if TYPE_CHECKING:
+    from vol3d.model.volume_lm import VolumeLM
+
+
+class Part(nn.Module):
+    """A module that remembers the arguments it was built with, so that a saved model can be built again."""
+
+    init_args: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Part:
+        self = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
+        recorded = dict(list(bound.arguments.items())[1:])
+        recorded.update(recorded.pop("kwargs", {}))
+        object.__setattr__(self, "init_args", recorded)
+        return self
+
+
+@dataclass
+class Features:
+    """What an encoder saw.
+
+    Shape:
+        tokens: (batch, tokens, embed_dim) in x-major order: token (i, j, k) of grid_size (gx, gy, gz) is
+            number (i * gy + j) * gz + k.
+        affine: (batch, 4, 4) float64, token index (i, j, k) → RAS mm of the token's centre.
+        pooled: (batch, embed_dim), a CLS token or None.
+        scales: finer feature maps (batch, channels, x, y, z), finest first, when the encoder has them.
+    """
+
+    tokens: Tokens
+    grid_size: Triple
+    affine: Affines | None = None
+    pooled: Pooled | None = None
+    scales: tuple[Tensor, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def __getitem__(self, index: list[int] | Tensor | slice) -> Features:
+        """The features of some studies of the batch."""
+        return Features(
+            tokens=self.tokens[index],
+            grid_size=self.grid_size,
+            affine=None if self.affine is None else self.affine[index],
+            pooled=None if self.pooled is None else self.pooled[index],
+            scales=tuple(scale[index] for scale in self.scales),
+        )
+
+
+class Encoder(Part, ABC):
+    """Image on a grid → Features. `embed_dim` is the width of its tokens, `patch_size` its stride in voxels."""
+
+    embed_dim: int
+    in_channels: int
+    patch_size: Triple
+
+    @abstractmethod
+    def forward(self, image: Volumes, affine: Affines | None = None) -> Features: ...
+
+    def grid_size(self, shape: Triple) -> Triple:
+        """Number of tokens along x, y, z for an image of `shape` voxels."""
+        for axis, (size, patch) in enumerate(zip(shape, self.patch_size, strict=True)):
+            if size % patch:
+                raise ValueError(
+                    f"image is {size} voxels along {'xyz'[axis]}, not a multiple of the patch size {patch}: "
+                    f"use a Grid whose shape is a multiple of {self.patch_size}"
+                )
+        return tuple(size // patch for size, patch in zip(shape, self.patch_size, strict=True))
+
+    def check_channels(self, image: Tensor) -> None:
+        if image.shape[1] != self.in_channels:
+            raise ValueError(
+                f"image has {image.shape[1]} channels, the encoder takes {self.in_channels}: give the Grid as many "
+                f"windows as the encoder has channels, or build it with in_channels={image.shape[1]}"
+            )
+
+    def token_affine(self, affine: Affines | None) -> Affines | None:
+        """Voxel affine → affine of the token grid, whose (0, 0, 0) is the centre of the first patch."""
+        if affine is None:
+            return None
+        patch = torch.tensor(self.patch_size, dtype=affine.dtype, device=affine.device)
+        scaled = affine.clone()
+        scaled[:, :3, :3] = affine[:, :3, :3] * patch
+        scaled[:, :3, 3] = affine[:, :3, 3] + affine[:, :3, :3] @ ((patch - 1) / 2)
+        return scaled
+
+
+class Projector(Part, ABC):
+    """Features of width `in_dim` → language tokens of width `out_dim`; a subclass's first two arguments."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.in_dim, self.out_dim = in_dim, out_dim
+
+    @abstractmethod
+    def num_tokens(self, grid_size: Triple) -> int:
+        """How many language tokens one volume costs."""
+
+    @abstractmethod
+    def forward(self, features: Features) -> Tokens: ...
+
+
+@dataclass
+class TaskOutput:
+    """A task's loss over the studies of a batch that carry its labels.
+
+    `loss` is the mean over `count` studies, or None when the batch carries none.
+    """
+
+    loss: Tensor | None
+    count: int
+    log: dict[str, float] = field(default_factory=dict)
+
+
+class Task(Part, ABC):
+    """A head, a loss and a prediction around the shared model. The first argument of a subclass is the model,
+    from which it reads widths; it must not keep it."""
+
+    weight: float = 1.0
+
+    @abstractmethod
+    def loss(self, model: VolumeLM, features: Features, batch: Batch) -> TaskOutput: ...
+
+    @abstractmethod
+    def predict(self, model: VolumeLM, features: Features, batch: Batch) -> list[dict[str, Any]]:
+        """One JSON-ready dictionary a study."""

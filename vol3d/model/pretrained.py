@@ -1,0 +1,173 @@
+"""Saving a trained model to a folder and building it again: config.yaml, model.safetensors, grid.json, tokenizer,
+card.md. No pickle, and nothing is downloaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from torch import nn
+
+from vol3d import __version__
+from vol3d.model.interfaces import Encoder, Part, Projector, Task
+from vol3d.model.language import LanguageModel, Lora
+from vol3d.model.volume_lm import VolumeLM
+
+if TYPE_CHECKING:
+    from vol3d.volume.grid import Grid
+
+_PUBLIC = ("vol3d", "vol3d.encoders", "vol3d.tasks")
+
+
+def save(folder: str | Path, model: VolumeLM, tasks: Mapping[str, Task], grid: Grid, *, card: str = "") -> Path:
+    """Write a model folder, whole or not at all; an earlier one of the same name is replaced.
+
+    Args:
+        grid: the preprocessing card the model was trained with.
+        card: Markdown about data, recipe, scores and limits.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # The temporary folder lies beside the final one, so that the last step is a rename on one file system.
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        (draft / "config.yaml").write_text(yaml.safe_dump(_describe(model, tasks), sort_keys=False), encoding="utf-8")
+        save_file(_state(model, tasks), draft / "model.safetensors", metadata={"format": "pt", "vol3d": __version__})
+        grid.save(draft / "grid.json")
+        (draft / "card.md").write_text(card, encoding="utf-8")
+        if model.language is not None:
+            model.language.tokenizer.save_pretrained(draft)
+        draft.chmod(0o755)
+        _replace(draft, folder)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return folder
+
+
+def build(folder: str | Path) -> tuple[VolumeLM, dict[str, Task], Grid]:
+    """The model, tasks and grid of a saved folder, in eval mode on the CPU.
+
+    Raises:
+        ValueError: the folder is not a saved model, or its weights do not fit its config.
+    """
+    from vol3d.volume.grid import Grid
+
+    folder = Path(folder)
+    absent = [name for name in ("config.yaml", "model.safetensors", "grid.json") if not (folder / name).is_file()]
+    if absent:
+        raise ValueError(
+            f"{folder} is not a saved vol3d model: it has no {', '.join(absent)}; give the folder that training "
+            "wrote, such as runs/demo/model"
+        )
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    encoder = _part(config["encoder"], Encoder)
+    language = None if config["language"] is None else _language(config["language"], folder)
+    projector = None if config["projector"] is None else _part(config["projector"], Projector)
+    model = VolumeLM(encoder, projector, language)
+    tasks = {name: _part(spec, Task, model) for name, spec in config["tasks"].items()}
+    _load_state(folder, model, tasks)
+    for module in (model, *tasks.values()):
+        module.eval()
+    return model, tasks, Grid.load(folder / "grid.json")
+
+
+def _describe(model: VolumeLM, tasks: Mapping[str, Task]) -> dict[str, Any]:
+    language = None
+    if model.language is not None:
+        lm = model.language.causal_lm
+        language = {
+            "config": lm.config.to_dict(),
+            "dtype": str(lm.dtype).removeprefix("torch."),
+            "lora": None if model.language.lora is None else asdict(model.language.lora),
+        }
+    return {
+        "vol3d": __version__,
+        "encoder": _spec(model.encoder),
+        "projector": None if model.projector is None else _spec(model.projector),
+        "language": language,
+        "tasks": {name: _spec(task) for name, task in tasks.items()},
+    }
+
+
+def _spec(part: Part) -> dict[str, Any]:
+    kind = type(part)
+    module = next((m for m in _PUBLIC if getattr(import_module(m), kind.__name__, None) is kind), kind.__module__)
+    arguments = {name: _plain(value) for name, value in part.init_args.items() if not isinstance(value, nn.Module)}
+    return {"class_path": f"{module}.{kind.__qualname__}", "init_args": arguments}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _part(spec: Mapping[str, Any], kind: type[Part], *args: Any) -> Any:
+    module, _, name = spec["class_path"].rpartition(".")
+    found = getattr(import_module(module), name)
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise ValueError(f"{spec['class_path']} is not a {kind.__name__}: this config.yaml was not written by vol3d")
+    return found(*args, **spec["init_args"])
+
+
+def _language(spec: Mapping[str, Any], folder: Path) -> LanguageModel:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    settings = dict(spec["config"])
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    lm = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec["dtype"]))
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return LanguageModel(lm, tokenizer, lora=None if spec["lora"] is None else Lora(**spec["lora"]))
+
+
+def _state(model: VolumeLM, tasks: Mapping[str, Task]) -> dict[str, torch.Tensor]:
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for task, module in tasks.items():
+        state.update({f"tasks.{task}.{name}": tensor for name, tensor in module.state_dict().items()})
+    # safetensors refuses two names for one memory (tied embeddings): keep the first, which loads into both.
+    kept: dict[int, str] = {}
+    return {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in state.items()
+        if tensor.numel() == 0 or kept.setdefault(tensor.data_ptr(), name) == name
+    }
+
+
+def _load_state(folder: Path, model: VolumeLM, tasks: Mapping[str, Task]) -> None:
+    from safetensors.torch import load_file
+
+    saved = load_file(folder / "model.safetensors")
+    whole = nn.ModuleDict({"model": model, "tasks": nn.ModuleDict(tasks)})
+    wanted = _state(model, tasks).keys()
+    missing, unexpected = sorted(wanted - saved.keys()), sorted(saved.keys() - wanted)
+    if missing or unexpected:
+        raise ValueError(
+            f"{folder / 'model.safetensors'} does not fit config.yaml beside it: {len(missing)} of {len(wanted)} "
+            f"tensors missing {missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}"
+        )
+    whole.load_state_dict(saved, strict=False)
+
+
+def _replace(draft: Path, folder: Path) -> None:
+    if not folder.exists():
+        os.replace(draft, folder)
+        return
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"{folder} exists and is not a saved model: choose another folder, nothing was written")
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+    os.replace(folder, old / "model")
+    os.replace(draft, folder)
+    shutil.rmtree(old)
