@@ -1,0 +1,68 @@
+"""Report generation: the language model writes the report of a volume."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from vol3d.data.batch import Batch
+from vol3d.data.study import Study
+from vol3d.model.interfaces import Features, Task, TaskOutput
+from vol3d.model.language import VOLUME_TOKEN
+from vol3d.model.volume_lm import VolumeLM
+
+
+class ReportGeneration(Task):
+    """Next-token cross-entropy on the report, given the volume's tokens and an instruction.
+
+    Args:
+        model: the shared model; it must have a language model.
+        target: which text is learnt: the whole report, its findings, or its impression.
+        prompt: the instruction, with `<volume>` where the volume's tokens go.
+        max_new_tokens: longest text written. repetition_penalty: 1 leaves the model's probabilities alone.
+        weight: of this loss in the sum over tasks.
+
+    Raises:
+        ValueError: the model has no language model.
+
+    Source: the formulation of M3D-LaMed (arXiv:2404.00578) and Merlin (arXiv:2406.06512); here logits exist only
+    at the report's own tokens.
+    """
+
+    def __init__(
+        self,
+        model: VolumeLM,
+        *,
+        target: Literal["report", "findings", "impression"] = "report",
+        prompt: str = f"{VOLUME_TOKEN}\nWrite the report of this CT.\n",
+        max_new_tokens: int = 384,
+        repetition_penalty: float = 1.0,
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if model.language is None:
+            raise ValueError("ReportGeneration needs a model with a language model")
+        self.target, self.prompt, self.weight = target, prompt, weight
+        self.max_new_tokens, self.repetition_penalty = max_new_tokens, repetition_penalty
+
+    def text(self, study: Study) -> str | None:
+        """The text of `study` that is learnt, None when it has none."""
+        return getattr(study, self.target)
+
+    def loss(self, model: VolumeLM, features: Features, batch: Batch) -> TaskOutput:
+        texts = [self.text(study) for study in batch.studies]
+        known = [row for row, text in enumerate(texts) if text]
+        if not known:
+            return TaskOutput(None, 0)
+        if len(known) < len(texts):
+            features = features[known]
+        loss = model.language_loss(features, [self.prompt] * len(known), [texts[row] for row in known])
+        return TaskOutput(loss, len(known))
+
+    def predict(self, model: VolumeLM, features: Features, batch: Batch) -> list[dict[str, Any]]:
+        texts = model.generate(
+            features,
+            [self.prompt] * len(features),
+            max_new_tokens=self.max_new_tokens,
+            repetition_penalty=self.repetition_penalty,
+        )
+        return [{self.target: text} for text in texts]

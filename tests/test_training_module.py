@@ -1,0 +1,166 @@
+"""Training: stages freeze what they say, tasks without labels cost nothing, a resumed run goes on alike."""
+
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+import world
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from vol3d.training.stages import Schedule, Stage
+
+SPEAKERS = ["projector", "language"]
+
+
+def fit(steps: int, folder: Path, model=None, data=None, ckpt_path=None, callbacks=(), **settings):
+    model = model or world.module(settings.pop("stages", None))
+    losses = world.Losses()
+    run = world.trainer(steps, folder, callbacks=[losses, *callbacks], **settings)
+    run.fit(model, data or world.World([world.study(n) for n in range(32)]), ckpt_path=ckpt_path)
+    return model, losses.values
+
+
+def test_a_stage_trains_its_parts_and_nothing_else(tmp_path: Path) -> None:
+    class Moves(lightning.Callback):
+        """Which parts have moved since the last time."""
+
+        def __init__(self) -> None:
+            self.seen: list[set[str]] = []
+            self.before: dict[str, torch.Tensor] = {}
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            now = {name: value.clone() for name, value in pl_module.state_dict().items()}
+            changed = [name for name, value in self.before.items() if not torch.equal(value, now[name])]
+            self.seen.append({name.split(".")[1] for name in changed})
+            self.before = now
+
+    moves = Moves()
+    stages = {"see": Stage(3, ["findings"], ["encoder", "tasks"]), "speak": Stage(None, ["report"], SPEAKERS)}
+    fit(6, tmp_path, stages=stages, callbacks=[moves])
+    assert moves.seen[1:] == [{"encoder", "findings"}] * 2 + [set(SPEAKERS)] * 3
+
+
+def test_features_of_a_frozen_encoder_are_computed_once_and_change_no_loss(tmp_path: Path) -> None:
+    stages = {"speak": Stage(None, ["report"], SPEAKERS, 1e-3)}
+    runs = {}
+    for size in (0.0, 1.0):
+        model = world.module(stages, feature_cache_gb=size)
+        calls = []
+        model.encoder.register_forward_hook(lambda module, args, output, calls=calls: calls.append(len(args[0])))
+        runs[size] = (fit(12, tmp_path, model)[1], sum(calls))
+    assert runs[1.0][1] == 32
+    assert runs[0.0][1] == 12 * 8
+    assert runs[1.0][0] == pytest.approx(runs[0.0][0], abs=1e-5)
+
+
+def test_a_study_without_a_label_costs_its_task_nothing(tmp_path: Path) -> None:
+    whole = [world.study(n) for n in range(4)]
+    silent = [world.study(n, report=False, mask=False) for n in range(4, 8)]
+    model, _ = fit(1, tmp_path, data=world.World(whole, batch_size=4))
+    model.eval()
+    data = world.World(whole)
+    for name, task in model.tasks.items():
+        outputs = []
+        for samples in (whole, whole + silent):
+            batch = data.on_after_batch_transfer(world.collate(samples), 0)
+            outputs.append(task.loss(model.model, model.model.encode(batch.image, batch.affine), batch))
+        assert [output.count for output in outputs] == [4, 4], name
+        torch.testing.assert_close(outputs[0].loss, outputs[1].loss, msg=name)
+
+
+def test_a_batch_without_any_label_is_refused_with_its_studies(tmp_path: Path) -> None:
+    silent = [world.study(n, report=False, mask=False) for n in range(8)]
+    data = world.World(silent)
+    data.manifest = world.World([world.study(9)]).manifest
+    with pytest.raises(
+        ValueError, match=r"no task of stage 'all' \(findings, report\) found a label in studies \['s0'"
+    ):
+        fit(1, tmp_path, data=data)
+
+
+def test_a_resumed_run_has_the_same_losses(tmp_path: Path) -> None:
+    """Killed in the second stage and resumed: every loss after that is the uninterrupted run's."""
+    stages = {
+        "see": Stage(6, ["findings"], ["encoder", "tasks"], 1e-3, warmup=2),
+        "speak": Stage(None, ["report"], SPEAKERS, 1e-3),
+    }
+    _, whole = fit(16, tmp_path, stages=stages)
+    saver = ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=4, save_top_k=-1)
+    fit(16, tmp_path, stages=stages, callbacks=[saver], enable_checkpointing=True)
+    (checkpoint,) = (tmp_path / "checkpoints").glob("*step=8.ckpt")
+    _, rest = fit(16, tmp_path, stages=stages, ckpt_path=checkpoint)
+    assert rest == pytest.approx(whole[8:], abs=1e-6)
+    assert len(set(rest)) == len(rest)
+
+
+def test_gradient_accumulation_equals_the_large_batch(tmp_path: Path) -> None:
+    """Two batches of 8 or one of 16: the same weights after a step, because each task's loss is a mean."""
+    studies = [world.study(n) for n in range(16)]
+    stages = {"see": Stage(None, ["findings"], learning_rate=1e-3)}
+    large, _ = fit(1, tmp_path, world.module(stages), world.World(studies, batch_size=16))
+    small, _ = fit(1, tmp_path, world.module(stages), world.World(studies, batch_size=8), accumulate_grad_batches=2)
+    for (name, one), two in zip(large.named_parameters(), small.parameters(), strict=True):
+        torch.testing.assert_close(one, two, atol=2e-5, rtol=1e-4, msg=name)
+
+
+def test_bf16_training_goes_down(tmp_path: Path) -> None:
+    _, losses = fit(30, tmp_path, stages={"see": Stage(None, ["findings"], learning_rate=2e-3)}, precision="bf16-mixed")
+    assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
+
+
+def test_changed_reports_are_noticed_on_resume(tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path, filename="x")
+    fit(2, tmp_path, callbacks=[saver], enable_checkpointing=True)
+    other = [world.study(n) for n in range(8)]
+    object.__setattr__(other[0].study, "report", "An entirely different wording of splenomegaly.")
+    with pytest.raises(ValueError, match=r"tokenizer has \d+ tokens, this run's \d+.*reports have changed"):
+        fit(4, tmp_path, data=world.World(other), ckpt_path=tmp_path / "x.ckpt")
+
+
+def test_schedule_names_both_lengths_when_they_do_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"take 30 steps and the trainer stops after 20"):
+        Schedule({"a": Stage(10), "b": Stage(20)}, 20)
+    with pytest.raises(ValueError, match="stage 'a' has no steps"):
+        Schedule({"a": Stage(), "b": Stage(5)}, 20)
+    with pytest.raises(ValueError, match=r"trains \['decoder'\]"):
+        Stage(train=["decoder"])
+
+
+def test_schedule_warms_up_and_comes_down_in_every_stage() -> None:
+    schedule = Schedule(
+        {
+            "a": Stage(10, train=["encoder"], learning_rate=1.0, warmup=2),
+            "b": Stage(learning_rate=1.0, learning_rates={"encoder": 0.5}),
+        },
+        20,
+    )
+    rates = [schedule.rate("encoder", step) for step in range(20)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert 0.1 <= rates[9] < 0.2
+    assert rates[10] == 0.5
+    assert [schedule.rate("language", step) for step in (0, 9, 10)] == [0.0, 0.0, 1.0]
+
+
+def test_unknown_task_in_a_stage_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"stage 'x' names tasks \['segmentation'\], there are \['findings', 'report'\]"
+    ):
+        world.module({"x": Stage(tasks=["segmentation"])})
+
+
+@pytest.mark.learn
+@pytest.mark.parametrize("shuffled", [False, True], ids=["true", "shuffled"])
+def test_reports_are_learnt_from_the_volume_and_not_without_it(tmp_path: Path, shuffled: bool) -> None:
+    """See, then speak: unseen studies are told right; when each study is shown another's volume, they are not."""
+    train, test = [world.study(n) for n in range(96)], [world.study(n) for n in range(1000, 1048)]
+    if shuffled:
+        volumes = [(sample.hu, sample.finding_mask) for sample in train[7:] + train[:7]]
+        for sample, (hu, mask) in zip(train, volumes, strict=True):
+            sample.hu, sample.finding_mask = hu, mask
+    stages = {"see": Stage(80, ["findings"], ["encoder", "tasks"], 2e-3), "speak": world.SPEAK}
+    data = world.World(train, test)
+    model, _ = fit(400, tmp_path, world.module(stages), data)
+    predictions = [row for rows in world.trainer(1, tmp_path).predict(model, data) for row in rows]
+    right = sum(row["report"] == sample.study.report for row, sample in zip(predictions, test, strict=True)) / len(test)
+    assert right < 0.5 if shuffled else right >= 0.85, right

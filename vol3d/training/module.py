@@ -1,0 +1,203 @@
+"""The one LightningModule: a shared model, a dict of tasks, and stages that say who learns when."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from vol3d.data.batch import Batch
+from vol3d.model.interfaces import Encoder, Features, Projector, Task
+from vol3d.model.language import LanguageModel, LanguageSource
+from vol3d.model.volume_lm import VolumeLM
+from vol3d.training.features import FeatureCache
+from vol3d.training.stages import PARTS, Schedule, Stage
+
+logger = logging.getLogger(__name__)
+
+
+class VolumeModule(lightning.LightningModule):
+    """Trains a VolumeLM on any mixture of tasks.
+
+    A step runs the encoder once; every task of the stage reads the features and the labels it needs. The loss is
+    Σ weight · loss over the tasks that found labels in the batch; a task that found none costs nothing, and how
+    many studies each task saw is logged. While the encoder is frozen its features are kept in memory.
+
+    Args:
+        encoder: image → Features.
+        tasks: name → callable (model) → Task; in Python `functools.partial(ReportGeneration, target="report")`.
+        projector: callable (in_dim, out_dim) → Projector; needed with a language model.
+        language: a LanguageModel, or a source (Scratch, Pretrained) built when fitting starts, because a scratch
+            tokenizer is trained on the training reports.
+        stages: name → Stage, in their order; None for one stage in which everything learns.
+        weight_decay: AdamW's, for matrices; vectors (norms, biases) have none.
+        betas: AdamW's.
+        feature_cache_gb: memory for the features of a frozen encoder; 0 encodes every time.
+
+    Raises:
+        ValueError: no task, a stage that names an unknown task, or stages that do not fit the trainer's steps.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        tasks: dict[str, Callable[[VolumeLM], Task]],
+        projector: Callable[[int, int], Projector] | None = None,
+        language: LanguageModel | LanguageSource | None = None,
+        stages: dict[str, Stage] | None = None,
+        *,
+        weight_decay: float = 0.05,
+        betas: tuple[float, float] = (0.9, 0.98),
+        feature_cache_gb: float = 2.0,
+    ) -> None:
+        super().__init__()
+        if not tasks:
+            raise ValueError("a VolumeModule needs at least one task, got none")
+        stages = stages or {"all": Stage()}
+        for name, stage in stages.items():
+            if unknown := set(stage.tasks or []) - set(tasks):
+                raise ValueError(f"stage {name!r} names tasks {sorted(unknown)}, there are {sorted(tasks)}")
+        self.encoder, self.projector_factory, self.task_factories = encoder, projector, tasks
+        self.language = language
+        self.stages, self.weight_decay, self.betas = stages, weight_decay, betas
+        self.feature_cache = FeatureCache(feature_cache_gb)
+        self.model: VolumeLM | None = None
+        self.stage: str | None = None
+
+    # --- building -------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Build the model and its tasks once (Lightning calls this before fitting, after the data's setup)."""
+        if self.model is not None:
+            return
+        language = self.language
+        if language is not None and not isinstance(language, LanguageModel):
+            language = language.build(self._training_texts())
+        self.model = VolumeLM(self.encoder, self.projector_factory, language)
+        self.tasks = nn.ModuleDict({name: build(self.model) for name, build in self.task_factories.items()})
+        # The model owns the parts from here on; two names for one weight would be saved twice.
+        del self.encoder
+        self.language = None
+        self.learnable = {id(parameter) for parameter in self.parameters() if parameter.requires_grad}
+
+    def _training_texts(self) -> list[str]:
+        data = getattr(self.trainer, "datamodule", None)
+        studies = [] if data is None else data.manifest.split("train")
+        return [text for study in studies if (text := study.report)]
+
+    def part(self, name: str) -> nn.Module | None:
+        return self.tasks if name == "tasks" else getattr(self.model, name)
+
+    # --- steps ----------------------------------------------------------------------------------------------
+
+    def encode(self, batch: Batch) -> Features:
+        return self.model.encode(batch.image, batch.affine)
+
+    def features(self, batch: Batch) -> Features:
+        """The batch's features, from memory while the encoder is frozen."""
+        frozen = self.training and self.stage is not None and "encoder" not in self.stages[self.stage].train
+        if frozen and not batch.augmented and self.feature_cache.room > 0:
+            return self.feature_cache(batch, self.encode)
+        return self.encode(batch)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        names = self.stages[self.stage].tasks or list(self.tasks)
+        loss = self._losses(batch, names, "train")
+        if loss is None:
+            studies = [study.study for study in batch.studies]
+            raise ValueError(
+                f"no task of stage {self.stage!r} ({', '.join(names)}) found a label in studies {studies}: "
+                "give the manifest the labels these tasks learn from, or leave the task out"
+            )
+        return loss
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        self._losses(batch, list(self.tasks), "val")
+
+    def test_step(self, batch: Batch, index: int) -> None:
+        self._losses(batch, list(self.tasks), "test")
+
+    def predict_step(self, batch: Batch, index: int) -> list[dict[str, Any]]:
+        features = self.encode(batch)
+        rows: list[dict[str, Any]] = [{"study": study.study} for study in batch.studies]
+        for task in self.tasks.values():
+            for row, prediction in zip(rows, task.predict(self.model, features, batch), strict=True):
+                row.update(prediction)
+        return rows
+
+    def _losses(self, batch: Batch, names: Sequence[str], phase: str) -> Tensor | None:
+        features = self.features(batch)
+        total = None
+        for name in names:
+            task = self.tasks[name]
+            output = task.loss(self.model, features, batch)
+            self.log(f"{phase}/{name}_studies", float(output.count), batch_size=len(batch), reduce_fx="sum")
+            if output.loss is None:
+                continue
+            self.log(f"{phase}/{name}_loss", output.loss.detach(), prog_bar=True, batch_size=output.count)
+            for key, value in output.log.items():
+                self.log(f"{phase}/{name}_{key}", value, batch_size=output.count)
+            weighted = task.weight * output.loss
+            total = weighted if total is None else total + weighted
+        if total is not None:
+            self.log(f"{phase}/loss", total.detach(), batch_size=len(batch))
+        return total
+
+    # --- stages and optimizer -------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        name = self.schedule.name(self.global_step)
+        if name != self.stage:
+            self._enter(name)
+
+    def _enter(self, name: str) -> None:
+        """Freeze what this stage does not train, and say how much it does."""
+        self.stage, stage = name, self.stages[name]
+        self.feature_cache.clear()
+        for part_name in PARTS:
+            part = self.part(part_name)
+            if part is None:
+                continue
+            part.train(part_name in stage.train)
+            for parameter in part.parameters():
+                parameter.requires_grad_(part_name in stage.train and id(parameter) in self.learnable)
+        trained = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+        every = sum(parameter.numel() for parameter in self.parameters())
+        logger.info("stage %r: %s of %s parameters learn", name, f"{trained:,}", f"{every:,}")
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        self.schedule = Schedule(self.stages, int(self.trainer.estimated_stepping_batches))
+        groups, rates = [], []
+        for name in PARTS:
+            part = self.part(name)
+            learnable = [] if part is None else [p for p in part.parameters() if id(p) in self.learnable]
+            for decay in (True, False):
+                chosen = [p for p in learnable if (p.ndim > 1) == decay]
+                if chosen:
+                    groups.append({"params": chosen, "weight_decay": self.weight_decay if decay else 0.0})
+                    rates.append(lambda step, name=name: self.schedule.rate(name, step))
+        # The rates are absolute, so the base rate they multiply is 1.
+        optimizer = torch.optim.AdamW(groups, lr=1.0, betas=self.betas)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # --- checkpoints ----------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.model.language is not None:
+            checkpoint["vocabulary"] = self.model.language.tokenizer.get_vocab()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get("vocabulary")
+        if saved is None or self.model is None or self.model.language is None:
+            return
+        own = self.model.language.tokenizer.get_vocab()
+        if own != saved:
+            raise ValueError(
+                f"the checkpoint's tokenizer has {len(saved)} tokens, this run's {len(own)}, and they differ: the "
+                "training reports have changed since; resume with the manifest the run was started with"
+            )
