@@ -1,0 +1,165 @@
+"""NRRD and MetaImage against SimpleITK, and their traps."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+from volume_files import body, oblique
+
+from vol3d.volume.geometry import LPS_TO_RAS
+from vol3d.volume.read import read, read_mask
+
+
+def save_itk(path: Path, array: np.ndarray, affine: np.ndarray, *, packed: bool = False) -> Path:
+    lps = LPS_TO_RAS @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    sitk.WriteImage(image, str(path), useCompression=packed)
+    return path
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("suffix", [".nrrd", ".nhdr", ".mha", ".mhd"])
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.int32])
+def test_what_simpleitk_writes(suffix: str, packed: bool, dtype: type, tmp_path: Path) -> None:
+    volume = read(save_itk(tmp_path / f"ct{suffix}", body().astype(dtype), oblique(), packed=packed))
+    np.testing.assert_array_equal(volume[0].numpy(), body())
+    np.testing.assert_allclose(volume.affine.numpy(), oblique(), atol=1e-9)
+
+
+NRRD = """NRRD0004
+type: short
+dimension: 3
+space: {space}
+sizes: 24 20 12
+space directions: (1.5,0,0) (0,1.5,0) (0,0,3)
+kinds: domain domain domain
+endian: {endian}
+encoding: {encoding}
+space origin: (10,20,30)
+
+"""
+
+
+def save_nrrd(
+    path: Path, *, space: str = "left-posterior-superior", endian: str = "little", encoding: str = "raw"
+) -> Path:
+    data = body().astype("<i2" if endian == "little" else ">i2").tobytes(order="F")
+    data = gzip.compress(data) if encoding == "gzip" else data
+    path.write_bytes(NRRD.format(space=space, endian=endian, encoding=encoding).encode() + data)
+    return path
+
+
+def test_nrrd_spaces_turn_to_ras(tmp_path: Path) -> None:
+    lps = read(save_nrrd(tmp_path / "lps.nrrd"))
+    np.testing.assert_array_equal(lps[0].numpy(), body()[::-1, ::-1])
+    np.testing.assert_allclose(lps.meta["original_affine"][:3, 3], (-10, -20, 30))
+    ras = read(save_nrrd(tmp_path / "ras.nrrd", space="right-anterior-superior", endian="big", encoding="gzip"))
+    np.testing.assert_array_equal(ras[0].numpy(), body())
+    np.testing.assert_allclose(ras.affine.numpy()[:3, 3], (10, 20, 30))
+    with pytest.raises(ValueError, match="space 'scanner-xyz': left and right are unknown"):
+        read(save_nrrd(tmp_path / "s.nrrd", space="scanner-xyz"))
+
+
+@pytest.mark.parametrize("encoding", ["raw", "gzip"])
+@pytest.mark.parametrize("cut", [1, 9, 4000])
+def test_truncated_nrrd(encoding: str, cut: int, tmp_path: Path) -> None:
+    path = save_nrrd(tmp_path / "ct.nrrd", encoding=encoding)
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(ValueError, match=r"truncated|broken compressed"):
+        read(path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("cut", [1, 4, 4000])
+def test_truncated_mha(packed: bool, cut: int, tmp_path: Path) -> None:
+    path = save_itk(tmp_path / "ct.mha", body(), oblique(), packed=packed)
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(ValueError, match=r"truncated|broken compressed"):
+        read(path)
+
+
+@pytest.mark.parametrize("suffix", [".nhdr", ".mhd"])
+def test_voxels_outside_the_folder_are_refused(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    path = save_itk(tmp_path / "study" / f"ct{suffix}", body(), oblique())
+    data = next(file for file in path.parent.iterdir() if file != path)
+    data.rename(tmp_path / data.name)
+    with pytest.raises(ValueError, match="is missing; put it beside the header"):
+        read(path)
+    path.write_text(path.read_text().replace(data.name, f"../{data.name}"))
+    with pytest.raises(ValueError, match=rf"outside its folder \('../{data.name}'\): refused"):
+        read(path)
+
+
+def test_a_trillion_voxels(tmp_path: Path) -> None:
+    path = save_nrrd(tmp_path / "ct.nrrd")
+    path.write_bytes(path.read_bytes().replace(b"24 20 12", b"10000 10000 10000"))
+    with pytest.raises(ValueError, match=r"10000×10000×10000 = 1e\+12 voxels"):
+        read(path)
+
+
+def test_colour_nrrd(tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(np.zeros((4, 5, 6, 3), np.uint8), isVector=True)
+    for suffix in ("nrrd", "mha"):
+        sitk.WriteImage(image, str(tmp_path / f"c.{suffix}"))
+        with pytest.raises(ValueError, match="not one grey volume"):
+            read(tmp_path / f"c.{suffix}")
+
+
+SEGMENTS = """NRRD0004
+type: unsigned char
+dimension: 4
+space: right-anterior-superior
+sizes: 2 6 5 4
+space directions: none (1,0,0) (0,1,0) (0,0,1)
+kinds: list domain domain domain
+encoding: raw
+space origin: (0,0,0)
+Segment0_Name:=liver
+Segment0_LabelValue:=1
+Segment0_Layer:=0
+Segment1_Name:=cyst
+Segment1_LabelValue:=1
+Segment1_Layer:=1
+
+"""
+
+
+def save_segments(path: Path, layers: np.ndarray) -> Path:
+    path.write_bytes(SEGMENTS.encode() + layers.astype(np.uint8).tobytes(order="F"))
+    return path
+
+
+def test_layers_of_segments(tmp_path: Path) -> None:
+    layers = np.zeros((2, 6, 5, 4))
+    layers[0, :3] = 1
+    layers[1, 4:] = 1
+    mask = read_mask(save_segments(tmp_path / "m.seg.nrrd", layers))
+    assert mask.meta["labels"] == {1: "liver", 2: "cyst"}
+    assert (mask[0, :3] == 1).all()
+    assert (mask[0, 4:] == 2).all()
+    layers[1, 2, 0, 0] = 1
+    with pytest.raises(ValueError, match="segments 'cyst' and 'liver' share 1 voxels"):
+        read_mask(save_segments(tmp_path / "o.seg.nrrd", layers))
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+def test_fuzzed_headers_raise_or_read(suffix: str, tmp_path: Path) -> None:
+    """Random header bytes: a volume, or a ValueError that names the file; never another exception."""
+    path = save_itk(tmp_path / f"ct{suffix}", body((8, 7, 6)), oblique(), packed=True)
+    good, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(150):
+        raw = bytearray(good)
+        for at in rng.integers(0, 320, 3):
+            raw[at] = int(rng.choice(list(b"0123456789 .-:=ABz\n")))
+        path.write_bytes(raw)
+        try:
+            assert read(path).numel() < 10**6
+        except ValueError as error:
+            assert path.name in str(error)  # noqa: PT017

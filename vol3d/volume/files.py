@@ -1,0 +1,143 @@
+"""Bytes off a disk that nobody vouches for: limits before memory, whole files or none, atomic writes."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Stream = io.BufferedIOBase
+"""A file on disk, in memory or being decompressed."""
+MAX_VOXELS = 4 * 10**9
+"""A 1024×1024 CT of 3,800 slices. A header that claims more is refused before memory is taken."""
+_MAX_DEFLATE = 1100
+"""Deflate cannot shrink data more than 1032 times, so a small file cannot hold what a large header claims."""
+
+
+def existing(path: str | os.PathLike[str]) -> Path:
+    """`path` as a Path that exists.
+
+    Raises:
+        FileNotFoundError: nothing is there; the message names the nearest folder that is.
+    """
+    found = Path(path).expanduser()
+    if not found.exists():
+        parent = next((folder for folder in found.absolute().parents if folder.exists()), Path("/"))
+        raise FileNotFoundError(f"{found}: no such file or folder (the nearest folder that exists is {parent})")
+    return found
+
+
+def check_size(shape: tuple[int, ...], dtype: np.dtype, path: Path, *, stored: int, packed: bool) -> int:
+    """Number of bytes the voxels take, after checking that the file can hold them.
+
+    Args:
+        stored: bytes of the file that are left for the voxels.
+        packed: whether they are compressed.
+    """
+    voxels = prod(shape)
+    size = "×".join(map(str, shape))
+    if min(shape) < 1 or voxels > MAX_VOXELS:
+        raise ValueError(f"{path}: header claims {size} = {voxels:.3g} voxels; 1 to {MAX_VOXELS:.3g} can be read")
+    needed = voxels * dtype.itemsize
+    if needed > stored * (_MAX_DEFLATE if packed else 1):
+        raise ValueError(
+            f"{path}: header claims {size} voxels of {dtype} ({needed} bytes), the file holds {stored} bytes"
+            f"{' compressed' if packed else ''}: it is truncated or its header is wrong; copy or export it again"
+        )
+    return needed
+
+
+def read_voxels(stream: Stream, shape: tuple[int, ...], dtype: np.dtype, path: Path) -> NDArray[Any]:
+    """The next voxels of `stream`, first axis fastest, and the stream's end checked (gzip's CRC comes last).
+
+    Raises:
+        ValueError: fewer bytes than the header claims, a broken checksum, or more than 64 MiB of other data behind.
+    """
+    array = np.empty(shape, dtype=dtype, order="F")
+    target = memoryview(array.reshape(-1, order="F")).cast("B")
+    done = 0
+    try:
+        while done < len(target):
+            count = stream.readinto(target[done : done + (1 << 24)])
+            if not count:
+                raise ValueError(
+                    f"{path}: truncated: {done} of the {len(target)} bytes its header claims; copy or export it again"
+                )
+            done += count
+        for _ in range(65):
+            if not stream.read(1 << 20):
+                return array
+    except (EOFError, gzip.BadGzipFile, OSError) as error:
+        raise ValueError(f"{path}: broken compressed data ({brief(error)}); copy or export it again") from error
+    except Exception as error:  # zlib.error and isal's have no common base
+        if "Error" in type(error).__name__ and type(error).__module__ in ("zlib", "isal.isal_zlib", "isal_zlib"):
+            raise ValueError(f"{path}: broken compressed data ({brief(error)}); copy or export it again") from error
+        raise
+    raise ValueError(f"{path}: more than 64 MiB of other data behind the {len(target)} bytes its header claims")
+
+
+def brief(error: BaseException) -> str:
+    """What another library's error says, on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "…"
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the block name the file: numbers in a header that are none, an affine that is not invertible, …"""
+    try:
+        yield
+    except (ValueError, KeyError, IndexError, OverflowError) as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: its header cannot be right ({brief(error)}); copy or export it again") from error
+
+
+def open_gzip(path: Path | Stream) -> Stream:
+    """A decompressing stream; Intel's isal, when it is installed, takes half of zlib's time."""
+    try:
+        from isal import igzip
+    except ImportError:
+        return gzip.open(path, "rb")
+    return igzip.open(path, "rb")
+
+
+@contextmanager
+def create_gzip(path: Path) -> Iterator[Stream]:
+    """A compressing stream, fast rather than small; no name or time inside: same data, same file."""
+    try:
+        from isal.igzip import IGzipFile as Gzip
+    except ImportError:
+        from gzip import GzipFile as Gzip
+    with path.open("wb") as raw, Gzip(filename="", mode="wb", compresslevel=1, fileobj=raw, mtime=0) as stream:
+        yield stream
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, with the same suffixes, that takes its place when the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix="".join(path.suffixes[-2:]))
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

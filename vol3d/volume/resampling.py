@@ -1,0 +1,197 @@
+"""Separable resampling between grids with parallel axes: each axis is a short list of taps (index, weight).
+
+MONAI's Spacing samples all three axes at once through a dense float grid of the whole volume. For parallel axes the
+same linear interpolation factors into three one-dimensional ones, which read int16 slices one by one and never hold
+a float copy of the volume. Equal to Spacing within float rounding (tests/test_volume_grid.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Kind = Literal["linear", "nearest", "average"]
+_BLOCK = 16
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How an output axis of `size` voxels reads a source axis of `source` voxels.
+
+    Output voxel k lies at source index `offset + k * step`; voxels outside [start, stop) lie outside the source.
+    """
+
+    source: int
+    size: int
+    step: float
+    offset: float
+    start: int
+    stop: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether output voxels coincide with source voxels (a crop or a pad)."""
+        return self.step == 1.0 and float(self.offset).is_integer()
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether output and source are the same voxels."""
+        return self.whole and self.offset == 0 and self.size == self.source
+
+    def reverse(self) -> Axis:
+        """The way back: the source axis reads this one; outside is what lies over half a voxel beyond it."""
+        step, offset = 1.0 / self.step, -self.offset / self.step
+        start = max(0, int(np.ceil((-0.5 - offset) / step - 1e-9)))
+        stop = min(self.source, int(np.floor((self.size - 0.5 - offset) / step + 1e-9)) + 1)
+        return Axis(self.size, self.source, step, offset, min(start, self.source), max(stop, start))
+
+    def taps(self, kind: Kind) -> Taps:
+        """The source voxels, and their weights, that each output voxel inside [start, stop) is made of.
+
+        "linear" reads the two neighbours, whatever the step: exactly what MONAI and the peers do, and a structure
+        thinner than the step may fall between them. "average" weighs all source voxels within one step (a triangle,
+        the usual anti-aliasing filter); equal to "linear" when the step is 1 or less.
+        """
+        at = np.clip(self.offset + self.step * np.arange(self.start, self.stop), 0, self.source - 1)
+        nearest = np.floor(at + 0.5)
+        if kind == "nearest":
+            return Taps(nearest[None].astype(np.int64), np.ones((1, len(at)), np.float32))
+        if kind == "linear" or self.step <= 1:
+            if np.abs(at - nearest).max(initial=0) < 1e-6:
+                return self.taps("nearest")
+            low = np.minimum(np.floor(at), max(self.source - 2, 0))
+            share = at - low
+            index = np.stack([low, np.minimum(low + 1, self.source - 1)])
+            return Taps(index.astype(np.int64), np.stack([1 - share, share]).astype(np.float32))
+        reach = int(np.ceil(self.step))
+        index = np.floor(at) + np.arange(-reach + 1, reach + 1)[:, None]
+        weight = np.clip(1 - np.abs(index - at) / self.step, 0, None) * ((index >= 0) & (index < self.source))
+        index = np.clip(index, 0, self.source - 1).astype(np.int64)
+        return Taps(index, (weight / weight.sum(0)).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Output voxel k = Σ weight[t, k] · source[index[t, k]].
+
+    Shape:
+        index, weight: (taps, outputs).
+    """
+
+    index: NDArray[np.int64]
+    weight: NDArray[np.float32]
+
+    def span(self) -> tuple[int, int]:
+        """The source voxels that are read at all, [low, high)."""
+        return int(self.index.min()), int(self.index.max()) + 1
+
+    def shifted(self, low: int) -> Taps:
+        """For a source whose first `low` voxels were cut off."""
+        return Taps(self.index - low, self.weight)
+
+    def apply(self, values: Tensor, dim: int) -> Tensor:
+        """Resamples one axis of a float tensor."""
+        shape = [1] * values.ndim
+        shape[dim] = -1
+        result = values.index_select(dim, torch.from_numpy(self.index[0]))
+        if len(self.index) == 1:
+            return result
+        result *= torch.from_numpy(self.weight[0]).reshape(shape)
+        for index, weight in zip(self.index[1:], self.weight[1:], strict=True):
+            result.addcmul_(values.index_select(dim, torch.from_numpy(index)), torch.from_numpy(weight).reshape(shape))
+        return result
+
+
+def resample_volume(
+    source: NDArray[np.generic],
+    axes: tuple[Axis, Axis, Axis],
+    convert: Callable[[NDArray[np.generic]], NDArray[np.float32]],
+    *,
+    pad: int,
+    kind: Kind = "linear",
+) -> Tensor:
+    """`source` (x, y, z), any type and memory order → (x, y, z) int16 on the axes' grid, `pad` outside.
+
+    Slice by slice along z, then y, then x within the slice, so that results do not depend on memory order.
+
+    Args:
+        convert: stored values → float32 HU, memory order kept.
+    """
+    out = torch.full(tuple(axis.size for axis in axes), pad, dtype=torch.int16)
+    if any(axis.stop <= axis.start for axis in axes):
+        return out
+    inside = tuple(slice(axis.start, axis.stop) for axis in axes)
+    if all(axis.whole for axis in axes):
+        starts = [int(axis.offset) + axis.start for axis in axes]
+        part = source[tuple(slice(low, low + axis.stop - axis.start) for low, axis in zip(starts, axes, strict=True))]
+        out[inside] = to_int16(torch.from_numpy(convert(part)))
+        return out
+    x, y, z = (axis.taps(kind) for axis in axes)
+    (x_low, x_high), (y_low, y_high) = x.span(), y.span()
+    x, y = x.shifted(x_low), y.shifted(y_low)
+    slices = _Slices(source[x_low:x_high, y_low:y_high], convert)
+    planes = torch.empty((z.index.shape[1], y.index.shape[1], x.index.shape[1]), dtype=torch.int16)
+    for number in range(len(planes)):
+        plane = slices.blend(z.index[:, number], z.weight[:, number])
+        planes[number] = to_int16(x.apply(y.apply(plane, 0), 1))
+    out[inside] = planes.permute(2, 1, 0)
+    return out
+
+
+def to_int16(values: Tensor) -> Tensor:
+    """Rounded to the nearest HU; what int16 cannot hold (metal, bad files) is clipped."""
+    if values.dtype == torch.int16:
+        return values
+    return values.round().clamp_(-32768, 32767).to(torch.int16)
+
+
+class _Slices:
+    """Converted z-slices (y, x) of a volume, the last few kept: neighbours are read twice."""
+
+    def __init__(
+        self, source: NDArray[np.generic], convert: Callable[[NDArray[np.generic]], NDArray[np.float32]]
+    ) -> None:
+        self._source, self._convert = source, convert
+        slowest = max(range(3), key=lambda axis: abs(source.strides[axis]))
+        self._block = 1 if slowest == 2 else _BLOCK
+        self._kept: dict[int, Tensor] = {}
+
+    def __getitem__(self, number: int) -> Tensor:
+        if number not in self._kept:
+            first = number - number % self._block
+            for key in [key for key in self._kept if key < number - 4 * self._block]:
+                del self._kept[key]
+            part = np.ascontiguousarray(
+                self._convert(self._source[:, :, first : first + self._block]).transpose(2, 1, 0)
+            )
+            for index, plane in enumerate(torch.from_numpy(part)):
+                self._kept[first + index] = plane
+        return self._kept[number]
+
+    def blend(self, numbers: NDArray[np.int64], weights: NDArray[np.float32]) -> Tensor:
+        """The weighted sum of some slices."""
+        used = [(int(number), float(weight)) for number, weight in zip(numbers, weights, strict=True) if weight != 0]
+        if len(used) == 1 and used[0][1] == 1.0:
+            return self[used[0][0]]
+        plane = self[used[0][0]] * used[0][1]
+        for number, weight in used[1:]:
+            plane.add_(self[number], alpha=weight)
+        return plane
+
+
+def resample_dense(values: Tensor, axes: tuple[Axis, Axis, Axis], *, kind: Kind, outside: float | int = 0.0) -> Tensor:
+    """A float tensor (x, y, z) on the axes' grid, float32, `outside` beyond the source."""
+    out = torch.full(tuple(axis.size for axis in axes), outside, dtype=torch.float32)
+    if any(axis.stop <= axis.start for axis in axes):
+        return out
+    order = (2, 1, 0) if out.numel() > values.numel() else (0, 1, 2)  # gather along memory rows while there are few
+    for dim in order:
+        values = axes[dim].taps(kind).apply(values, dim)
+    out[tuple(slice(axis.start, axis.stop) for axis in axes)] = values
+    return out
