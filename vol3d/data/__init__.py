@@ -1,0 +1,1 @@
+"""A dataset as a manifest, checked, cached on a grid, and batched for training."""

@@ -37,7 +37,7 @@ class Batch:
 
     Shape:
         image: (batch, channels, x, y, z): int16 HU with one channel straight from the loader, windowed float
-            with one channel a window once `Grid.window` has run on the device.
+            with one channel a window once `Grid.window_hu` has run on the device.
         affine: (batch, 4, 4) float64, voxel index → RAS mm.
         mask, finding_mask: (batch, x, y, z) int16 label maps; all -1 for a study that has none; None when no
             study of the batch has one.

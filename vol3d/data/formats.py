@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vol3d.data.study import CHECKS, STRUCTURED
+from vol3d.data.fields import CHECKS, STRUCTURED
 
 PART = ".part"
 """Marks a file that is still being written."""
@@ -31,6 +31,8 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
                 yield number, "is not UTF-8: save the manifest as UTF-8"
             except json.JSONDecodeError as error:
                 yield number, f"is not valid JSON ({error.msg} at column {error.colno}): write one object a line"
+            except RecursionError:
+                yield number, "is nested too deeply: write one flat object a line"
             else:
                 yield number, row if isinstance(row, dict) else "is not a JSON object: write one object a line"
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, overload
 
+from vol3d.data.fields import CHECKS, check_row, forget_folders
 from vol3d.data.formats import READERS, WRITERS, atomic
-from vol3d.data.study import CHECKS, SPLITS, Study, check_row, forget_folders
+from vol3d.data.study import SPLITS, Study
 
 log = logging.getLogger(__name__)
 

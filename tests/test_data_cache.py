@@ -1,0 +1,229 @@
+"""The cache: whole entries or none, found again only while grid and files are the same."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from vol3d.data import cache as cache_module
+from vol3d.data.cache import CacheFullError, VolumeCache, prepare, sample
+from vol3d.data.identity import file_identity
+from vol3d.data.manifest import Manifest, Study
+from vol3d.volume.grid import Grid
+
+GRID = Grid(spacing=(2.0, 2.0, 2.0), shape=(12, 12, 8), window=(-1000.0, 1000.0))
+
+
+def write_nifti(path: Path, array: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, np.eye(4)), path)
+    return path
+
+
+def make_manifest(folder: Path, studies: int = 4, **fields: object) -> Manifest:
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(studies):
+        image = write_nifti(folder / f"{number}.nii.gz", rng.integers(-1000, 1000, (24, 24, 16)).astype(np.int16))
+        mask = write_nifti(folder / f"{number}_mask.nii.gz", rng.integers(0, 3, (24, 24, 16)).astype(np.uint8))
+        rows.append(Study(f"s{number}", image, mask=mask, mask_labels={"a": 1, "b": 2}, **fields))  # type: ignore[arg-type]
+    return Manifest(rows)
+
+
+def entries(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"))
+
+
+def test_what_is_cached_is_what_would_be_made(tmp_path: Path) -> None:
+    study = make_manifest(tmp_path)[0]
+    fresh = sample(study, GRID)
+    cache = VolumeCache(tmp_path / "cache", GRID)
+    assert not cache.has(study)
+    for got in (cache.get(study), cache.get(study)):
+        assert got.hu.shape == (1, 12, 12, 8)
+        assert got.hu.dtype == torch.int16
+        assert got.affine.dtype == torch.float64
+        assert got.mask is not None
+        assert torch.equal(got.hu, fresh.hu)
+        assert torch.equal(got.affine, fresh.affine)
+        assert torch.equal(got.mask, fresh.mask)
+        assert got.finding_mask is None
+    assert cache.has(study)
+    assert len(entries(tmp_path)) == 2
+
+
+def test_another_grid_or_file_finds_no_entry_another_window_does(tmp_path: Path) -> None:
+    study = make_manifest(tmp_path)[0]
+    VolumeCache(tmp_path / "cache", GRID).get(study)
+    assert VolumeCache(tmp_path / "cache", replace(GRID, window=(-160.0, 240.0))).has(study)
+    assert not VolumeCache(tmp_path / "cache", replace(GRID, shape=(10, 12, 8))).has(study)
+    write_nifti(study.image, np.full((24, 24, 16), -1000, np.int16) + 900 * np.eye(24, 16, dtype=np.int16))
+    cache = VolumeCache(tmp_path / "cache", GRID)
+    assert not cache.has(study)
+    assert set(cache.get(study).hu.unique().tolist()) <= set(range(-1000, -99)), "the new file's values"
+    assert not cache.has(replace(study, meta={"modality": "MR"})), "taken as something else, prepared anew"
+
+
+def test_identity_follows_content_not_place(tmp_path: Path) -> None:
+    image = make_manifest(tmp_path, 1)[0].image
+    copy = Path(shutil.copy(image, tmp_path / "copy.nii.gz"))
+    assert file_identity(copy) == file_identity(image)
+    plain = tmp_path / "volume.mha"
+    plain.write_bytes(bytes(300_000))
+    before = file_identity(plain)
+    with plain.open("r+b") as file:  # in the middle, where no hash looks; the size stays
+        file.seek(150_000)
+        file.write(b"x")
+    os.utime(plain, ns=(0, time.time_ns() + 1))
+    assert file_identity(plain) != before
+
+
+def test_identity_sees_every_file_of_a_volume(tmp_path: Path) -> None:
+    dicom = tmp_path / "dicom"
+    dicom.mkdir()
+    for number in range(12):
+        (dicom / str(number)).write_bytes(bytes([number]))
+    (tmp_path / "a.mhd").write_text("ObjectType = Image\nElementDataFile = voxels.raw\n")
+    (tmp_path / "voxels.raw").write_bytes(b"1")
+    before = [file_identity(dicom), file_identity(tmp_path / "a.mhd")]
+    (dicom / "7").write_bytes(b"new")
+    (tmp_path / "voxels.raw").write_bytes(b"22")
+    assert file_identity(dicom) != before[0]
+    assert file_identity(tmp_path / "a.mhd") != before[1]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_prepare_lists_failures_and_resumes(tmp_path: Path, workers: int) -> None:
+    manifest = make_manifest(tmp_path)
+    broken = tmp_path / "2.nii.gz"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:50])
+    report = prepare(manifest, GRID, tmp_path / "cache", workers, progress=False)
+    assert (report.studies, report.made, report.ready, report.failed) == (4, 3, 0, 1)
+    assert report.failures is not None
+    [failure] = [json.loads(line) for line in report.failures.read_text().splitlines()]
+    assert failure["study"] == "s2"
+    assert failure["error"].startswith("study 's2': ")
+    broken.write_bytes(whole)
+    again = prepare(manifest, GRID, tmp_path / "cache", workers, progress=False)
+    assert (again.made, again.ready, again.failed, again.failures) == (1, 3, 0, None)
+    assert not report.failures.exists()
+    assert len(entries(tmp_path)) == 8
+
+
+def test_mask_of_another_place_fails_with_the_studys_name(tmp_path: Path) -> None:
+    study = make_manifest(tmp_path, 1)[0]
+    assert study.mask is not None
+    far = np.eye(4)
+    far[:3, 3] = 500
+    nib.save(nib.Nifti1Image(np.ones((24, 24, 16), np.uint8), far), study.mask)
+    with pytest.raises(ValueError, match=r"study 's0': .*do not overlap"):
+        VolumeCache(tmp_path / "cache", GRID).get(study)
+
+
+def test_image_with_and_without_masks_is_the_same(tmp_path: Path) -> None:
+    study = make_manifest(tmp_path, 1)[0]
+    alone = sample(replace(study, mask=None), GRID)
+    assert alone.mask is None
+    assert torch.equal(alone.hu, sample(study, GRID).hu)
+
+
+def test_damaged_entry_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    study = make_manifest(tmp_path, 1)[0]
+    cache = VolumeCache(tmp_path / "cache", GRID)
+    first = cache.get(study)
+    wanted = first.hu.clone()
+    for entry in entries(tmp_path):
+        entry.write_bytes(entry.read_bytes()[:-10])
+    assert torch.equal(cache.get(study).hu, wanted)
+    assert "is damaged" in caplog.text
+
+
+def test_disk_full_stops_with_a_clear_error_and_whole_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = make_manifest(tmp_path)
+    real = cache_module.atomic
+
+    @contextmanager
+    def small_disk(path: Path):
+        with real(path) as part:
+            yield part if len(entries(tmp_path)) < 3 or path.suffix == ".json" else Path("/dev/full")
+
+    monkeypatch.setattr(cache_module, "atomic", small_disk)
+    with pytest.raises(CacheFullError, match=r"the disk is full .*goes on where it stopped; 1 of 4 studies are ready"):
+        prepare(manifest, GRID, tmp_path / "cache", progress=False)
+    monkeypatch.undo()
+    assert len(entries(tmp_path)) == 3
+    assert prepare(manifest, GRID, tmp_path / "cache", progress=False).ready == 1
+
+
+def test_what_cannot_fit_is_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = make_manifest(tmp_path, 1)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10))
+    with pytest.raises(CacheFullError, match=r"1 studies need 0\.0 GB, 0\.0 GB are free"):
+        prepare(manifest, GRID, tmp_path / "cache", progress=False)
+    assert not entries(tmp_path)
+
+
+def test_other_format_is_refused(tmp_path: Path) -> None:
+    VolumeCache(tmp_path, GRID)
+    (tmp_path / "cache.json").write_text('{"format": 99}')
+    with pytest.raises(ValueError, match="a cache of format 99, this version reads and writes 1"):
+        VolumeCache(tmp_path, GRID)
+
+
+def _fill(folder: Path) -> None:
+    torch.set_num_threads(1)
+    manifest = Manifest(Study(f"s{i}", folder / f"{i}.nii.gz", mask=folder / f"{i}_mask.nii.gz") for i in range(40))
+    prepare(manifest, GRID, folder / "cache", progress=False)
+
+
+def test_killed_and_doubled_prepare_leave_only_whole_entries(tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path, 40)
+    context = multiprocessing.get_context("fork")
+    both = [context.Process(target=_fill, args=(tmp_path,)) for _ in range(2)]
+    for process in both:
+        process.start()
+    while len(entries(tmp_path)) < 10 and any(process.is_alive() for process in both):
+        time.sleep(0.001)
+    os.kill(both[0].pid or 0, signal.SIGKILL)
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [-signal.SIGKILL, 0]
+    cache = VolumeCache(tmp_path / "cache", GRID)
+    assert all(cache.has(study) for study in manifest)
+    for entry in entries(tmp_path):
+        assert cache_module._load(entry) is not None
+    assert torch.equal(cache.get(manifest[39]).hu, sample(manifest[39], GRID).hu)
+
+
+def test_leftovers_of_killed_runs_are_removed_later(tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path, 1)
+    cache = VolumeCache(tmp_path / "cache", GRID)
+    cache.get(manifest[0])
+    old, young = (entries(tmp_path)[0].with_name(f".x.{n}{cache_module.PART}.safetensors") for n in (1, 2))
+    for part in (old, young):
+        part.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    cache.fill(manifest, progress=False)
+    assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_nothing_of_the_patient_is_stored(tmp_path: Path) -> None:
+    image = make_manifest(tmp_path, 1)[0].image
+    named = Path(shutil.copy(image, tmp_path / "Doe_Jane.nii.gz"))
+    VolumeCache(tmp_path / "cache", GRID).get(Study("s", named, patient="Doe Jane", report="Jane Doe, 61"))
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    assert b"Doe" not in stored

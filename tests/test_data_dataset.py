@@ -1,0 +1,185 @@
+"""Loaders: the same order for the same seed, also after a stop in the middle of an epoch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from test_data_cache import GRID, make_manifest
+
+from vol3d.data.augment import Augment
+from vol3d.data.batch import Batch
+from vol3d.data.dataset import VolumeData, VolumeDataset
+from vol3d.data.manifest import Manifest
+from vol3d.volume.grid import Grid
+
+SHAKE = Augment(rotate=5.0, brightness=0.1)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    studies = make_manifest(tmp_path, 12)
+    splits = ["train"] * 8 + ["val"] * 2 + ["test"] * 2
+    return Manifest(replace(s, split=split) for s, split in zip(studies, splits, strict=True)).write(
+        tmp_path / "manifest.jsonl"
+    )
+
+
+def names(batches: Any) -> list[str]:
+    return [study.study for batch in batches for study in batch.studies]
+
+
+class Recorder(LightningModule):
+    """Trains nothing; writes down which studies it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: list[str] = []
+        self.sums: list[float] = []
+
+    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
+        assert batch.image.dtype == torch.float32
+        assert -0.5 <= batch.image.min() <= batch.image.max() <= 1.5
+        self.sums.append(float(batch.image.double().sum()))
+        self.seen += [study.study for study in batch.studies]
+        return self.weight.sum() * batch.image.mean()
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def fit(manifest: Path, folder: Path, callbacks: list[Callback], ckpt: Path | None = None, **options: Any) -> Recorder:
+    module = Recorder()
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=3, callbacks=callbacks, logger=False, default_root_dir=folder,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks), **options,
+    )  # fmt: skip
+    data = VolumeData(manifest, GRID, cache=folder / "cache", batch_size=2, seed=3, in_memory=True, augment=SHAKE)
+    trainer.fit(module, data, ckpt_path=ckpt, weights_only=False if ckpt else None)
+    return module
+
+
+class Crash(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise SystemExit("power cut")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 6, 8, 11])
+def test_resumed_run_sees_the_studies_of_an_unbroken_one(manifest: Path, tmp_path: Path, steps: int) -> None:
+    whole = fit(manifest, tmp_path, [])
+    assert sorted(whole.seen[:8]) == sorted(whole.seen[8:16]) == [f"s{i}" for i in range(8)]
+    assert whole.seen[:8] != whole.seen[8:16]
+    save = ModelCheckpoint(tmp_path / "checkpoints", "{step}", every_n_train_steps=1, save_top_k=-1)
+    with pytest.raises(SystemExit):
+        fit(manifest, tmp_path, [Crash(steps + 1), save])
+    resumed = fit(manifest, tmp_path, [], tmp_path / "checkpoints" / f"step={steps}.ckpt")
+    assert resumed.seen == whole.seen[2 * steps :]
+    assert resumed.sums == whole.sums[steps:], "augmented the same way"
+
+
+def test_resume_from_the_end_of_an_epoch(manifest: Path, tmp_path: Path) -> None:
+    whole = fit(manifest, tmp_path, [])
+    save = ModelCheckpoint(tmp_path / "checkpoints", "{epoch}", save_top_k=-1)
+    fit(manifest, tmp_path, [save])
+    resumed = fit(manifest, tmp_path, [], tmp_path / "checkpoints" / "epoch=0.ckpt")
+    assert resumed.seen == whole.seen[8:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_order_follows_seed_and_epoch_alone(manifest: Path, workers: int) -> None:
+    def order(seed: int) -> list[str]:
+        loader = VolumeData(manifest, GRID, seed=seed, num_workers=workers).train_dataloader()
+        return names(loader) + names(loader)
+
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+    assert order(0)[:8] != order(0)[8:]
+
+
+def test_state_without_lightning(manifest: Path) -> None:
+    loader = VolumeData(manifest, GRID).train_dataloader()
+    whole = names(loader)
+    other = VolumeData(manifest, GRID).train_dataloader()
+    running = iter(other)
+    first = names([next(running)])
+    third = VolumeData(manifest, GRID).train_dataloader()
+    third.load_state_dict(other.state_dict())
+    assert first + names(third) == whole
+
+
+def test_splits_and_limit(manifest: Path) -> None:
+    data = VolumeData(manifest, GRID, batch_size=3, limit=7)
+    data.setup("fit")
+    assert len(names(data.train_dataloader())) == 6, "the last batch of a training epoch is a whole one"
+    assert names(data.val_dataloader()) == ["s8", "s9"]
+    assert names(data.test_dataloader()) == names(data.predict_dataloader()) == ["s10", "s11"]
+
+
+def test_prediction_without_splits_takes_all(tmp_path: Path) -> None:
+    data = VolumeData(make_manifest(tmp_path, 3), GRID)
+    assert names(data.predict_dataloader()) == ["s0", "s1", "s2"]
+    with pytest.raises(ValueError, match="no study of the split 'train' in Manifest\\(3 studies"):
+        data.train_dataloader()
+
+
+def test_fewer_studies_than_a_batch(manifest: Path) -> None:
+    with pytest.raises(ValueError, match=r"train has 8 studies, one step takes 16 \(batch_size 16 × 1 devices\)"):
+        VolumeData(manifest, GRID, batch_size=16).train_dataloader()
+
+
+def test_batch_is_windowed_on_the_device_and_masks_stay(manifest: Path) -> None:
+    grid = replace(GRID, window=[(-1000.0, 1000.0), (-160.0, 240.0)])
+    data = VolumeData(manifest, grid)
+    batch = next(iter(data.train_dataloader()))
+    assert (batch.image.shape, batch.image.dtype) == ((2, 1, 12, 12, 8), torch.int16)
+    after = data.on_after_batch_transfer(batch, 0)  # outside training, so nothing is augmented
+    assert (after.image.shape, after.image.dtype) == ((2, 2, 12, 12, 8), torch.float32)
+    assert torch.allclose(after.image[:, :1], (batch.image.float() + 1000).div(2000).clamp(0, 1), atol=1e-6)
+    assert after.mask is not None
+    assert set(after.mask.unique().tolist()) == {0, 1, 2}
+    assert torch.equal(data.on_after_batch_transfer(after, 0).image, after.image), "windowed once"
+
+
+def test_in_memory_reads_once(manifest: Path, tmp_path: Path) -> None:
+    dataset = VolumeDataset(Manifest.read(manifest), GRID, in_memory=True)
+    first = dataset[0].hu
+    dataset.manifest[0].image.unlink()
+    assert dataset[0].hu is first
+
+
+def test_unreadable_study_stops_the_run_by_name(manifest: Path) -> None:
+    studies = Manifest.read(manifest)
+    studies[3].image.write_bytes(b"not an image")
+    with pytest.raises(ValueError, match="study 's3': "):
+        VolumeDataset(studies, GRID)[3]
+
+
+def test_grid_from_yaml_by_card_by_name_and_by_file(tmp_path: Path) -> None:
+    GRID.save(tmp_path / "grid.json")
+    parser = ArgumentParser()
+    parser.add_argument("--data", type=VolumeData)
+    card = {"spacing": [2, 2, 2], "shape": [12, 12, 8], "window": [-1000, 1000]}
+    grids = [card, {"class_path": "vol3d.Grid", "init_args": card}, str(tmp_path / "grid.json"), "merlin"]
+    for grid, wanted in zip(grids, [GRID, GRID, GRID, Grid.preset("merlin")], strict=True):
+        augment = {"class_path": "vol3d.data.augment.Augment", "init_args": {"rotate": 10}}
+        arguments = {"manifest": "manifest.jsonl", "grid": grid, "limit": 3, "augment": augment}
+        row = {"class_path": "vol3d.VolumeData", "init_args": arguments}
+        data = parser.instantiate(parser.parse_object({"data": row})).data
+        assert (data.grid, data.augment) == (wanted, Augment(rotate=10.0))
+    with pytest.raises(ValueError, match="no grid named 'Merlin'; there are"):
+        VolumeData("manifest.jsonl", "Merlin")

@@ -1,0 +1,209 @@
+"""Importers, each on a small tree laid out as its authors publish it."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from vol3d.data.excel import read_excel
+from vol3d.data.manifest import Manifest
+
+
+def nifti(path: Path, array: np.ndarray | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8) if array is None else array, np.eye(4)), path)
+    return path
+
+
+def table(path: Path, *rows: list[Any], delimiter: str = ",") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(delimiter.join(str(cell) for cell in row) for row in rows) + "\n")
+    return path
+
+
+def excel(path: Path, *rows: list[str]) -> Path:
+    """A sheet whose first column is shared texts and whose others are inline, with a gap where a cell is empty."""
+    shared = [row[0] for row in rows]
+    lines = []
+    for number, row in enumerate(rows, start=1):
+        cells = [f'<c r="A{number}" t="s"><v>{number - 1}</v></c>']
+        cells += [
+            f'<c r="{"ABCDEF"[column]}{number}" t="inlineStr"><is><t>{escape(text)}</t></is></c>'
+            for column, text in enumerate(row)
+            if column and text
+        ]
+        lines.append(f'<row r="{number}">{"".join(cells)}</row>')
+    space = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+    with zipfile.ZipFile(path, "w") as archive:
+        texts = "".join(f"<si><r><t>{text[:1]}</t></r><r><t>{text[1:]}</t></r></si>" for text in shared)
+        archive.writestr("xl/sharedStrings.xml", f"<sst {space}>{texts}</sst>")
+        archive.writestr(
+            "xl/worksheets/sheet1.xml", f"<worksheet {space}><sheetData>{''.join(lines)}</sheetData></worksheet>"
+        )
+    return path
+
+
+def test_merlin_minus_one_is_unknown(tmp_path: Path) -> None:
+    for name in ("AC1", "AC2"):
+        nifti(tmp_path / "merlin_data" / f"{name}.nii.gz")
+    excel(
+        tmp_path / "reports_final.xlsx",
+        ["study id", "Findings", "Split", "Few Shot"],
+        ["AC1", "FINDINGS: Liver: Fatty & large.\nIMPRESSION: Steatosis.", "train", ""],
+        ["AC2", "Normal.", "test", ""],
+        ["AC3", "Not downloaded.", "test", ""],
+    )
+    table(
+        tmp_path / "zero_shot_findings_disease_cls.csv",
+        ["study id", "steatosis", "ascites"],
+        ["AC1", 1, -1],
+        ["AC2", 0, 0],
+    )
+    manifest = Manifest.from_merlin(tmp_path)
+    assert [study.study for study in manifest] == ["AC1", "AC2"]
+    first = manifest["AC1"]
+    assert first.labels_known == {"steatosis": 1, "ascites": None}
+    assert (first.findings, first.impression) == ("Liver: Fatty & large.", "Steatosis.")
+    assert (first.split, manifest["AC2"].split) == ("train", "test")
+    assert Manifest.read(manifest.write(tmp_path / "manifest.jsonl"))["AC1"] == first
+
+
+def test_ct_rate_takes_the_fixed_volumes_and_keeps_patients_together(tmp_path: Path) -> None:
+    data = tmp_path / "dataset"
+    for name in (
+        "train_fixed/train_1/train_1_a/train_1_a_1",
+        "train_fixed/train_1/train_1_b/train_1_b_1",
+        "train/train_1/train_1_a/train_1_a_1",
+    ):
+        nifti(data / f"{name}.nii.gz")
+    nifti(data / "valid_fixed/valid_1/valid_1_a/valid_1_a_1.nii.gz")
+    header = ["VolumeName", "Findings_EN", "Impressions_EN"]
+    table(data / "radiology_text_reports/train_reports.csv", header, ["train_1_a_1.nii.gz", "Clear.", "Normal."])
+    table(data / "radiology_text_reports/validation_reports.csv", header, ["valid_1_a_1.nii.gz", "Nodule.", "Nodule."])
+    labels = ["VolumeName", "Cardiomegaly", "Lung nodule"]
+    table(data / "multi_abnormality_labels/train_predicted_labels.csv", labels, ["train_1_a_1.nii.gz", 0, 1])
+    table(data / "metadata/train_metadata.csv", ["VolumeName", "PatientSex"], ["train_1_a_1.nii.gz", "F"])
+    manifest = Manifest.from_ct_rate(tmp_path)
+    assert [(s.study, s.patient, s.split) for s in manifest] == [
+        ("train_1_a_1", "train_1", "train"),
+        ("train_1_b_1", "train_1", "train"),
+        ("valid_1_a_1", "valid_1", "val"),
+    ]
+    study = manifest["train_1_a_1"]
+    assert study.image.parts[-4] == "train_fixed"
+    assert study.labels_known == {"Cardiomegaly": 0, "Lung nodule": 1}
+    assert (study.findings, study.impression, study.meta) == ("Clear.", "Normal.", {"PatientSex": "F"})
+    assert Manifest.from_ct_rate(tmp_path, original=True)[0].image.parts[-4] == "train"
+
+
+def test_m3d_is_written_as_what_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "ct_case" / "000006"
+    folder.mkdir(parents=True)
+    volume = np.zeros((1, 4, 6, 8), np.float32)
+    volume[0, 1, 2, 7] = 1  # slice 1, row 2, last column: the patient's left
+    np.save(folder / "Axial.npy", volume)
+    (folder / "text.txt").write_text("A caption.")
+    item = {"image": "ct_case/000006/Axial.npy", "text": "ct_case/000006/text.txt"}
+    (tmp_path / "M3D_Cap.json").write_text(json.dumps({"train": [item], "test1k": []}))
+    [study] = Manifest.from_m3d(tmp_path / "M3D_Cap.json", tmp_path / "out")
+    assert (study.report, study.split, study.patient) == ("A caption.", "train", "ct_case_000006")
+    assert study.meta == {"modality": "M3D", "spacing": "unknown"}
+    from vol3d.volume.read import read
+
+    on_disk = read(study.image, modality="M3D")
+    assert on_disk.shape == (1, 8, 6, 4)
+    [spot] = np.argwhere(on_disk[0].numpy() == 1)
+    assert spot.tolist() == [0, 3, 1], "x grows to the right: the left is at 0"
+
+
+def test_totalsegmentator_merges_masks_under_the_same_numbers(tmp_path: Path) -> None:
+    for study, names in (("s0000", ("liver", "spleen")), ("s0001", ("aorta", "spleen"))):
+        nifti(tmp_path / study / "ct.nii.gz")
+        for place, name in enumerate(names):
+            mask = np.zeros((4, 4, 4), np.uint8)
+            mask[place] = 1
+            nifti(tmp_path / study / "segmentations" / f"{name}.nii.gz", mask)
+    nifti(tmp_path / "s0002" / "ct.nii.gz")
+    table(
+        tmp_path / "meta.csv",
+        ["image_id", "age", "split"],
+        ["s0000", 61, "train"],
+        ["s0001", 50, "test"],
+        delimiter=";",
+    )
+    manifest = Manifest.from_totalsegmentator(tmp_path, tmp_path / "out")
+    assert manifest["s0000"].mask_labels == manifest["s0001"].mask_labels == {"aorta": 1, "liver": 2, "spleen": 3}
+    merged = np.asarray(nib.load(manifest["s0000"].mask).dataobj)
+    assert (merged[0, 0, 0], merged[1, 0, 0], merged[2, 0, 0]) == (2, 3, 0)
+    assert (manifest["s0001"].split, manifest["s0000"].meta) == ("test", {"age": "61"})
+    assert manifest["s0002"].mask is None
+
+
+@pytest.mark.parametrize(
+    "labels", [{"background": 0, "liver": 1, "tumor": 2}, {"0": "background", "1": "liver", "2": "tumor"}]
+)
+def test_nnunet_both_versions(tmp_path: Path, labels: dict[str, Any]) -> None:
+    nifti(tmp_path / "imagesTr/case_01_0000.nii.gz")
+    nifti(tmp_path / "labelsTr/case_01.nii.gz")
+    nifti(tmp_path / "imagesTs/case_02_0000.nii.gz")
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels, "channel_names": {"0": "CT"}}))
+    manifest = Manifest.from_nnunet(tmp_path)
+    assert [(s.study, s.split, s.mask is None) for s in manifest] == [
+        ("case_01", "train", False),
+        ("case_02", "test", True),
+    ]
+    assert manifest[0].mask_labels == {"liver": 1, "tumor": 2}
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ({"labels": {"whole": [1, 2]}, "channel_names": {"0": "CT"}}, "'whole' is a region of several labels"),
+        ({"labels": {"a": 1}, "channel_names": {"0": "T1"}}, "has the channels {'0': 'T1'}"),
+    ],
+)
+def test_nnunet_that_is_no_ct_label_map(tmp_path: Path, card: dict[str, Any], message: str) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=message):
+        Manifest.from_nnunet(tmp_path)
+
+
+def test_own_table(tmp_path: Path) -> None:
+    nifti(tmp_path / "a.nii.gz")
+    path = table(
+        tmp_path / "own.csv",
+        ["id", "file", "ascites", "kernel"],
+        ["7", "a.nii.gz", -1, "B30"],
+        ["8", "a.nii.gz", 1, ""],
+    )
+    manifest = Manifest.from_csv(path, {"study": "id", "image": "file"}, labels=["ascites"])
+    assert [s.labels_known for s in manifest] == [{"ascites": None}, {"ascites": 1}]
+    assert [s.meta for s in manifest] == [{"kernel": "B30"}, {}]
+    with pytest.raises(ValueError, match=r"own\.csv has no column 'path'; it has 'id', 'file'"):
+        Manifest.from_csv(path, {"study": "id", "image": "path"})
+    table(path, ["id", "file"], ["7", "gone.nii.gz"])
+    with pytest.raises(ValueError, match=r"study '7', field 'image': no file or folder at 'gone.nii.gz'"):
+        Manifest.from_csv(path, {"study": "id", "image": "file"})
+
+
+def test_wrong_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no rows of reports_final"):
+        Manifest.from_merlin(tmp_path)
+    with pytest.raises(ValueError, match="TotalSegmentator: no study found"):
+        Manifest.from_totalsegmentator(tmp_path, tmp_path / "out")
+    table(tmp_path / "reports_final.csv", ["id", "Findings"], ["AC1", "x"])
+    with pytest.raises(ValueError, match=r"reports_final\.csv has no column 'study id'; it has 'id'"):
+        Manifest.from_merlin(tmp_path)
+
+
+def test_file_that_is_no_excel(tmp_path: Path) -> None:
+    (tmp_path / "a.xlsx").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"a\.xlsx is not an \.xlsx file"):
+        list(read_excel(tmp_path / "a.xlsx"))

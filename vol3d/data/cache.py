@@ -1,0 +1,313 @@
+"""Volumes on a grid, kept on disk: the slow part of loading is done once.
+
+An entry is HU in int16 before any window, so that one cache serves every window. Its name is a hash of the grid,
+of what the file holds and of the cache's format: another grid or a changed file finds no entry and makes a new one.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import math
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache as remember
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vol3d.data.batch import Sample
+from vol3d.data.formats import PART, atomic
+from vol3d.data.identity import file_identity
+from vol3d.data.manifest import Manifest, Study
+from vol3d.data.parallel import map_in_order
+from vol3d.data.study import in_manifest_words
+from vol3d.volume.grid import Grid
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Of the entries and of how they are named; also counted up when reading or resampling changes its result."""
+SUFFIX = ".safetensors"
+_STALE_SECONDS = 3600
+
+
+class CacheFullError(OSError):
+    """No room is left for the cache; what is in it stays whole."""
+
+
+@dataclass(frozen=True)
+class FillReport:
+    """What `prepare` did: entries made, found ready, failed (listed in the file `failures`)."""
+
+    studies: int
+    made: int
+    ready: int
+    failed: int
+    seconds: float
+    failures: Path | None
+
+
+class VolumeCache:
+    """Reads through: a study that is not in the cache yet is prepared and put there.
+
+    Entries are written whole or not at all, and several processes may fill one folder. Nothing of the patient
+    but the voxels is stored.
+
+    Args:
+        folder: where entries lie; one folder serves many grids.
+        grid: the preprocessing card.
+
+    Raises:
+        ValueError: the folder was written by another version of the format.
+    """
+
+    def __init__(self, folder: str | Path, grid: Grid) -> None:
+        self.grid = grid
+        self.root = Path(folder).absolute()
+        self.folder = self.root / grid.fingerprint[:16]
+        _check_format(self.root / "cache.json")
+
+    def get(self, study: Study) -> Sample:
+        """The study on the grid.
+
+        Raises:
+            ValueError, OSError: the image or a mask cannot be used; the message names the study.
+            CacheFullError: the disk is full.
+        """
+        with _named(study):
+            return _sample(study, self.grid, self._through)
+
+    def has(self, study: Study) -> bool:
+        """Whether image and masks of the study are in the cache as their files are now."""
+        with _named(study):
+            masks = [path for path in (study.mask, study.finding_mask) if path is not None]
+            return all(self._path(study, mask).exists() for mask in (None, *masks))
+
+    def fill(self, manifest: Manifest, workers: int = 0, *, progress: bool = True) -> FillReport:
+        """Puts every study of the manifest into the cache; see `prepare`."""
+        start = time.monotonic()
+        _remove_leftovers(self.folder)
+        missing = [study for study in manifest if not self._ready(study)]
+        ready = len(manifest) - len(missing)
+        self._check_room(missing)
+        # Another process that fills the same folder then rarely works on the same study.
+        random.Random(os.getpid()).shuffle(missing)
+        failed: dict[str, str] = {}
+        results = map_in_order(self._try, missing, workers)
+        for study, error in _with_progress(zip(missing, results, strict=True), len(manifest), ready, enabled=progress):
+            if isinstance(error, CacheFullError):
+                done = ready + sum(self._ready(study) for study in missing)
+                raise CacheFullError(f"{error}; {done} of {len(manifest)} studies are ready") from error
+            if error is not None:
+                failed[study.study] = str(error)
+        failures = self._write_failures([study for study in manifest if study.study in failed], failed)
+        seconds = time.monotonic() - start
+        return FillReport(len(manifest), len(missing) - len(failed), ready, len(failed), seconds, failures)
+
+    def _ready(self, study: Study) -> bool:
+        try:
+            return self.has(study)
+        except (ValueError, OSError):
+            return False
+
+    def _try(self, study: Study) -> Exception | None:
+        """One study's failure is kept and does not stop the others."""
+        try:
+            if not self.has(study):
+                self.get(study)
+        except Exception as error:
+            log.debug("study %r failed", study.study, exc_info=True)
+            return _plain(error)
+        return None
+
+    def _path(self, study: Study, mask: Path | None = None) -> Path:
+        files = [file_identity(study.image), "" if mask is None else file_identity(mask)]
+        key = json.dumps([FORMAT, self.grid.fingerprint, _modality(study), *files])
+        name = hashlib.sha256(key.encode()).hexdigest()[:40]
+        return self.folder / name[:2] / (name + SUFFIX)
+
+    def _through(self, study: Study, mask: Path | None, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        path = self._path(study, mask)
+        stored = _load(path)
+        if stored is not None:
+            return stored
+        tensors = make()
+        self._store(path, tensors)
+        return tensors
+
+    def _store(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        from safetensors.torch import save
+
+        try:
+            if not (self.folder / "grid.json").exists():
+                with atomic(self.folder / "grid.json") as part:
+                    part.write_text(json.dumps(self.grid.to_dict(), indent=1))
+            with atomic(path) as part:
+                part.write_bytes(save(tensors))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise CacheFullError(
+                f"{self.root}: the disk is full ({shutil.disk_usage(self.root).free / 1e9:.2f} GB free): free some "
+                "space or choose another cache folder, then run the same command again, it goes on where it stopped"
+            ) from error
+
+    def _check_room(self, missing: list[Study]) -> None:
+        """Refuses before hours of work what cannot fit; only a grid of fixed shape tells."""
+        if self.grid.shape is None or not missing:
+            return
+        volumes = sum(1 + (study.mask is not None) + (study.finding_mask is not None) for study in missing)
+        needed = volumes * 2 * math.prod(self.grid.shape)
+        free = shutil.disk_usage(self.root).free
+        if needed > free:
+            raise CacheFullError(
+                f"{self.root}: {len(missing)} studies need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
+                "choose another cache folder, fewer studies or a coarser grid"
+            )
+
+    def _write_failures(self, studies: list[Study], failed: dict[str, str]) -> Path | None:
+        path = self.folder / "failures.jsonl"
+        if not failed:
+            path.unlink(missing_ok=True)
+            return None
+        rows = [{"study": s.study, "image": str(s.image), "error": failed[s.study]} for s in studies]
+        with atomic(path) as part:
+            part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+
+def prepare(
+    manifest: Manifest | str | Path,
+    grid: Grid,
+    cache: str | Path,
+    workers: int = 0,
+    *,
+    progress: bool = True,
+) -> FillReport:
+    """Fills the cache for a manifest, going on where an earlier run stopped.
+
+    A study that cannot be read is listed in failures.jsonl (study, image, error) and does not stop the others.
+
+    Args:
+        workers: processes beside this one; 0 works in this one.
+
+    Raises:
+        CacheFullError: no room; studies that are ready stay ready.
+        ManifestError, ValueError: the manifest or the cache folder cannot be used.
+    """
+    manifest = manifest if isinstance(manifest, Manifest) else Manifest.read(manifest)
+    return VolumeCache(cache, grid).fill(manifest, workers, progress=progress)
+
+
+def sample(study: Study, grid: Grid) -> Sample:
+    """The study on the grid, prepared from its files without any cache."""
+    with _named(study):
+        return _sample(study, grid, lambda study, mask, make: make())
+
+
+Through = Callable[[Study, Path | None, Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
+
+
+def _sample(study: Study, grid: Grid, through: Through) -> Sample:
+    from vol3d.volume.read import read, read_mask
+
+    options = {} if (modality := _modality(study)) is None else {"modality": modality}
+    masks = [study.mask, study.finding_mask]
+    volume = remember(lambda: read(study.image, **options))
+
+    def image() -> dict[str, Tensor]:
+        on_grid = grid.resample(volume()) if any(masks) else grid.read(study.image, **options)
+        return {"hu": _plain_tensor(on_grid), "affine": torch.as_tensor(on_grid.affine, dtype=torch.float64).clone()}
+
+    def mask(path: Path) -> dict[str, Tensor]:
+        return {"mask": _plain_tensor(grid.resample_mask(read_mask(path), like_volume=volume()))[0]}
+
+    stored = through(study, None, image)
+    on_grid = [None if path is None else through(study, path, partial(mask, path))["mask"] for path in masks]
+    return Sample(study, stored["hu"], stored["affine"], *on_grid)
+
+
+def _modality(study: Study) -> str | None:
+    """What the row says the image is when it is no CT in HU (`meta.modality`)."""
+    modality = study.meta.get("modality")
+    return modality if isinstance(modality, str) else None
+
+
+def _plain_tensor(tensor: Tensor) -> Tensor:
+    return tensor.as_subclass(Tensor).to(torch.int16).contiguous()
+
+
+def _load(path: Path) -> dict[str, Tensor] | None:
+    """An entry's tensors, or None when there is none (or none that can be used, after a disk error)."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        return None
+    except SafetensorError as error:
+        log.warning("cache entry %s is damaged (%s): made anew", path.name, error)
+        return None
+
+
+@contextmanager
+def _named(study: Study) -> Iterator[None]:
+    """Puts the study's name before whatever goes wrong with it."""
+    try:
+        yield
+    except CacheFullError:
+        raise
+    except (ValueError, OSError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"study {study.study!r}: {in_manifest_words(str(error))}") from error
+    except Exception as error:
+        error.add_note(f"while reading study {study.study!r}")
+        raise
+
+
+def _plain(error: Exception) -> Exception:
+    """The error as one that any process can hand to another."""
+    if isinstance(error, (CacheFullError, FileNotFoundError)):
+        return type(error)(str(error))
+    return ValueError(str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
+
+
+def _check_format(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        with atomic(path) as part:
+            part.write_text(json.dumps({"format": FORMAT}))
+    found = json.loads(path.read_text()).get("format")
+    if found != FORMAT:
+        raise ValueError(
+            f"{path.parent}: a cache of format {found}, this version reads and writes {FORMAT}: "
+            "give another folder, or remove this one"
+        )
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Parts that a killed process left behind; younger ones may belong to one that is at work."""
+    for part in folder.glob(f"*/.*{PART}*"):
+        try:
+            if time.time() - part.stat().st_mtime > _STALE_SECONDS:
+                part.unlink()
+        except FileNotFoundError:
+            continue
+
+
+def _with_progress(items: Iterator[Any], total: int, done: int, *, enabled: bool) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    yield from tqdm(items, desc="prepare", unit="study", total=total, initial=done, disable=not enabled)

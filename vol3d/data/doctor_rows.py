@@ -1,0 +1,186 @@
+"""What the rows of a manifest show by themselves: reports, codes, names, class counts."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from zlib import crc32
+
+import numpy as np
+
+from vol3d.data.doctor_volume import Note, Probe
+from vol3d.data.manifest import Manifest, Study
+from vol3d.data.study import SPLITS
+
+ALIKE = 0.9
+"""Share of common word triples above which two reports are near-duplicates."""
+_HASHES, _BANDS = 32, 8
+_PRIOR = re.compile(
+    r"""\b(?:
+      compared\ (?:to|with) | in\ comparison | comparison\ (?:is\ )?(?:made\ )?(?:to|with)
+    | (?:prior|previous)\ (?:ct|exam\w*|study|scan) | again\ (?:seen|noted|demonstrated) | no\ longer\ (?:seen|present)
+    | interval\ (?:increase|decrease|change|development|resolution|enlargement)
+    | (?:unchanged|stable|new|increased|decreased)\ (?:from|since|compared)
+    )\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_NO_PRIOR = re.compile(
+    r"\bno (?:prior|previous|comparison)|(?:prior|comparison)s?:? (?:none|not available|is not)", re.IGNORECASE
+)
+_SHAPES = {
+    "icd10cm": re.compile(r"[A-TV-Z]\d[0-9AB](?:\.[0-9A-Z]{1,4})?"),
+    "icd9cm": re.compile(r"(?:\d{3}(?:\.\d{1,2})?|V\d{2}(?:\.\d{1,2})?|E\d{3}(?:\.\d)?)"),
+    "phecode": re.compile(r"\d{1,3}(?:\.\d{1,2})?"),
+}
+_NAMED = re.compile(
+    r"(?:19|20)\d{2}[-_]?(?:0[1-9]|1[0-2])[-_]?(?:[0-2]\d|3[01])(?!\d)|[A-Z][a-z]{2,}[\^_, ]+[A-Z][a-z]{2,}"
+)
+
+
+def check_reports(manifest: Manifest, probes: dict[str, Probe]) -> Iterator[Note]:
+    """Missing, copied and near-copied reports, and priors that are spoken of but not given."""
+    texts = {study.study: study.report for study in manifest}
+    without = [study for study in manifest if not (texts[study.study] or "").strip()]
+    message = f"has no report; {len(manifest) - len(without)} other studies have one"
+    if 10 * len(without) <= len(manifest):
+        for study in without:
+            yield Note(study.study, "", "report", "warning", message)
+    elif len(without) < len(manifest):
+        yield Note("", "", "report", "info", f"{len(without)} of {len(manifest)} studies have no report")
+    for study in manifest:
+        text = texts[study.study] or ""
+        if study.prior is None and _PRIOR.search(text) and not _NO_PRIOR.search(text):
+            words = _PRIOR.search(text)
+            message = f"its report speaks of an earlier exam ({words[0]!r}) but the row has no prior" if words else ""
+            yield Note(study.study, "", "prior", "warning", message)
+    yield from _check_copies([study for study in manifest if texts[study.study]])
+
+
+def _check_copies(studies: list[Study]) -> Iterator[Note]:
+    same: defaultdict[str, list[Study]] = defaultdict(list)
+    for study in studies:
+        same[" ".join((study.report or "").lower().split())].append(study)
+    for text, group in same.items():
+        if len({study.patient for study in group}) > 1:
+            kind = "a template, or a copy" if len(group) > 2 else "a copy"
+            yield _copies(
+                group, "report_copy", f"{len(group)} studies have this same report of {len(text.split())} words: {kind}"
+            )
+    distinct = {text: group[0] for text, group in same.items()}
+    for group in _near_copies(distinct):
+        if len({study.patient for study in group}) > 1:
+            yield _copies(
+                group, "report_near_copy", f"{len(group)} reports share over {100 * ALIKE:.0f} % of their word triples"
+            )
+
+
+def _copies(group: list[Study], check: str, what: str) -> Note:
+    splits = sorted({study.split for study in group if study.split}, key=SPLITS.index)
+    names = ", ".join(study.study for study in group[:5]) + (" …" if len(group) > 5 else "")
+    across = f", across {' and '.join(splits)}" if len(splits) > 1 else ""
+    return Note(group[0].study, "", check, "warning", f"{what}{across} ({names})")
+
+
+def _near_copies(distinct: dict[str, Study]) -> list[list[Study]]:
+    """Groups of reports with much the same word triples (MinHash, Broder 1997; each pair is then verified)."""
+    triples = {text: _triples(text) for text in distinct}
+    rng = np.random.default_rng(0)
+    factors = rng.integers(1, 2**31 - 1, (2, _HASHES), dtype=np.uint64)
+    buckets: dict[tuple[int, bytes], str] = {}
+    leader = {text: text for text in distinct}
+    for text, found in triples.items():
+        if len(found) < 10:
+            continue
+        hashes = np.fromiter(found, np.uint64, len(found))[:, None] * factors[0] + factors[1]
+        least = (hashes % np.uint64(4294967291)).min(axis=0).reshape(_BANDS, -1)
+        for band, row in enumerate(least):
+            other = buckets.setdefault((band, row.tobytes()), text)
+            shared = len(found & triples[other])
+            if other != text and shared >= ALIKE * (len(found) + len(triples[other]) - shared):
+                leader[text] = leader[other]
+                break
+    groups: defaultdict[str, list[Study]] = defaultdict(list)
+    for text, study in distinct.items():
+        groups[leader[text]].append(study)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _triples(text: str) -> set[int]:
+    words = re.findall(r"\w+", text)
+    return {crc32(" ".join(words[i : i + 3]).encode()) for i in range(len(words) - 2)}
+
+
+def check_sides(manifest: Manifest, probes: dict[str, Probe]) -> Iterator[Note]:
+    """A finding that is masked on one side and reported on the other."""
+    from vol3d.text.parser import finding_keys
+
+    for study in manifest:
+        present = set(probes[study.study].present) | {box["label"] for box in study.boxes}
+        sided = [name for name in present if name.startswith(("left ", "right "))]
+        if not sided or not study.report:
+            continue
+        keys = finding_keys(study.report)
+        for name in sorted(sided):
+            side, _, finding = name.partition(" ")
+            other = f"{'right' if side == 'left' else 'left'} {finding}"
+            if other in keys and name not in keys and other not in present:
+                message = f"mask or box says {name!r}, the report says {other!r}: one of them is wrong"
+                yield Note(study.study, "", "side", "error", message)
+
+
+def check_codes(manifest: Manifest, probes: dict[str, Probe]) -> Iterator[Note]:
+    """Codes that their code system cannot have."""
+    for study in manifest:
+        if study.code_system is None:
+            continue
+        codes = [*study.codes, *study.codes_absent]
+        bad = [code for code in codes if not _SHAPES[study.code_system].fullmatch(code)]
+        if bad:
+            yield Note(
+                study.study, "", "codes", "error", f"{bad[:5]} cannot be {study.code_system}{_other_system(bad)}"
+            )
+
+
+def _other_system(codes: list[str]) -> str:
+    for name, shape in _SHAPES.items():
+        if name != "phecode" and all(shape.fullmatch(code) for code in codes):
+            return f": they look like {name}"
+    if all(re.fullmatch(r"[A-TV-Z]\d[0-9AB][0-9A-Z]{1,4}", code) for code in codes):
+        return ": ICD-10-CM codes take a dot after the third character"
+    return ""
+
+
+def check_paths(manifest: Manifest, probes: dict[str, Probe]) -> Iterator[Note]:
+    """File names that may tell who the patient is."""
+    for study in manifest:
+        path = study.image.relative_to(manifest.root) if study.image.is_relative_to(manifest.root) else study.image
+        if any(_NAMED.search(part) for part in path.parts):
+            message = "its path seems to hold a date or a person's name: rename it before the dataset is shared"
+            yield Note(study.study, study.image.name, "privacy", "warning", message)
+
+
+def check_counts(manifest: Manifest, probes: dict[str, Probe]) -> Iterator[Note]:
+    """How often each class occurs in each split, and classes that a split lacks."""
+    splits = [name for name in SPLITS if len(manifest.split(name))]
+    if not splits:
+        yield Note("", "", "splits", "warning", "no study has a split: give each row train, val or test")
+        return
+    yield Note("", "", "splits", "info", ", ".join(f"{name} {len(manifest.split(name))} studies" for name in splits))
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for study in manifest:
+        for name in _classes(study, probes[study.study]):
+            counts[name][study.split or "no split"] += 1
+    for name, count in sorted(counts.items()):
+        missing = [split for split in splits if not count[split]]
+        text = ", ".join(f"{split} {count[split]}" for split in splits)
+        if missing and sum(count.values()) >= 5:
+            yield Note(
+                "", "", "classes", "warning", f"{name}: {text}; {' and '.join(missing)} cannot learn or measure it"
+            )
+        else:
+            yield Note("", "", "classes", "info", f"{name}: {text}")
+
+
+def _classes(study: Study, found: Probe) -> Iterable[str]:
+    return {*found.present, *study.codes, *(name for name, known in study.labels_known.items() if known == 1)}
