@@ -1,0 +1,85 @@
+"""Comparing two evaluations, correcting for many scores, groups of studies, coverage curves."""
+
+import json
+
+import pytest
+
+from vol3d.evaluation.compare import by_subgroup, compare, compare_reports, holm, selective_accuracy
+
+ILL = "FINDINGS:\nThere is moderate ascites.\n\nIMPRESSION:\nAscites."
+WELL = "FINDINGS:\nNo ascites.\n\nIMPRESSION:\nNormal examination."
+TRUTHS = [ILL, WELL] * 20
+PATIENTS = list(range(40))
+
+
+def test_the_better_model_wins():
+    poor = [WELL if i % 4 == 0 else text for i, text in enumerate(TRUTHS)]  # misses half of the ascites
+    got = compare_reports(TRUTHS, TRUTHS, poor, PATIENTS, replicates=300)
+    assert got["finding_f1"]["value"] == pytest.approx(1 - 2 / 3)
+    assert got["finding_f1"]["low"] > 0
+    assert got["finding_f1"]["p"] < 0.05
+    assert got["finding_f1"]["p_holm"] >= got["finding_f1"]["p"]
+    assert (got["wins"], got["losses"], got["ties"]) == (10, 0, 30)
+    back = compare_reports(TRUTHS, poor, TRUTHS, PATIENTS, replicates=300)
+    assert back["finding_f1"]["value"] == -got["finding_f1"]["value"]
+    assert back["losses"] == 10
+
+
+def test_holm_by_hand():
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    assert holm({"a": 0.9, "b": 0.8})["a"] == 1.0
+    assert holm({}) == {}
+
+
+def write(folder, reports, manifest=None):
+    folder.mkdir()
+    rows = [json.dumps({"study": study, "report": report}) for study, report in reports.items()]
+    (folder / "predictions.jsonl").write_text("\n".join(rows) + "\n")
+    if manifest:
+        (folder / "evaluation.json").write_text(json.dumps({"manifest": str(manifest)}))
+    return folder
+
+
+def test_two_folders(tmp_path):
+    manifest = tmp_path / "manifest.jsonl"
+    rows = [
+        {"study": f"s{i}", "image": f"s{i}.nii.gz", "patient": f"p{i}", "split": "test", "report": text}
+        for i, text in enumerate(TRUTHS)
+    ]
+    for row in rows:
+        (tmp_path / row["image"]).touch()
+    manifest.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    right = write(tmp_path / "a", {f"s{i}": text for i, text in enumerate(TRUTHS)}, manifest)
+    wrong = write(tmp_path / "b", {f"s{i}": WELL for i in range(39)})
+    got = compare(right, wrong, replicates=50)
+    assert got["studies"] == 39
+    assert got["left_out"] == ["s39"]
+    assert got["finding_f1"]["value"] == 1
+    assert got["wins"] == 20
+
+
+def test_folders_that_cannot_be_compared(tmp_path):
+    with pytest.raises(ValueError, match=r"predictions\.jsonl: no such file"):
+        compare(tmp_path, tmp_path)
+    silent = tmp_path / "silent"
+    silent.mkdir()
+    (silent / "predictions.jsonl").write_text('{"study": "s"}\n')
+    with pytest.raises(ValueError, match="1 rows, none with a report"):
+        compare(silent, silent)
+
+
+def test_subgroups_and_the_largest_gap():
+    values = [1.0] * 12 + [0.5] * 15 + [0.0] * 3 + [9.0]
+    groups = ["F"] * 12 + ["M"] * 15 + ["X"] * 3 + [None]
+    got = by_subgroup(lambda rows: {"value": sum(values[i] for i in rows) / len(rows), "low": 0, "high": 1}, groups)
+    assert got["groups"]["F"]["value"] == 1
+    assert got["groups"]["X"]["note"] == "fewer than 10 studies"
+    assert got["groups"]["X"]["studies"] == 3
+    assert got["largest_gap"] == {"value": 0.5, "between": ["F", "M"]}
+    assert got["unknown"] == 1
+
+
+def test_coverage_curve():
+    curve = selective_accuracy([0.9, 0.8, 0.7, 0.6], [1.0, 1.0, 0.0, 0.0], points=4)
+    assert [point["coverage"] for point in curve] == [0.25, 0.5, 0.75, 1.0]
+    assert [point["accuracy"] for point in curve] == [1.0, 1.0, pytest.approx(2 / 3), 0.5]

@@ -1,0 +1,1 @@
+"""Scores: one family a file. Each returns plain dictionaries of `{"value", "low", "high"}`, ready for JSON."""

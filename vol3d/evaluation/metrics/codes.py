@@ -1,0 +1,230 @@
+"""Codes and findings given as probabilities: AUROC, AUPRC, F1 at a fixed threshold, calibration.
+
+Truth has three values: 1 recorded, 0 explicitly absent, NaN unknown. Unknown enters no score, so that a code
+nobody looked for is not held against the model (a negative it may not be).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from vol3d.evaluation.intervals import clustered_bootstrap, undefined
+from vol3d.evaluation.metrics.baselines import blind
+from vol3d.evaluation.metrics.ranking import Order, auroc, average_precision
+
+Table = Float[ndarray, "_studies _codes"]
+
+DEFINITIONS = {
+    "macro_auroc": "mean AUROC over the codes with a known positive and a known negative study",
+    "macro_auprc": "mean average precision over the same codes (its chance level is the prevalence)",
+    "macro_f1": "mean F1 over the same codes, each at its threshold fixed on validation studies",
+    "ece": "expected calibration error: mean gap between probability and frequency over 15 bins of equal width, all "
+    "known labels together",
+    "brier": "mean squared difference between probability and label, all known labels together",
+}
+_PER_CODE = ("auroc", "auprc", "f1")
+
+
+def score_codes(
+    probabilities: Table,
+    truths: Table,
+    patients: Sequence[Hashable],
+    codes: Sequence[str],
+    *,
+    thresholds: Float[ndarray, " _codes"] | None = None,
+    bins: int = 15,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Scores of code probabilities, each `{"value", "low", "high"}` with a 95 % patient-clustered interval.
+
+    Args:
+        probabilities: (studies, codes), 0 to 1.
+        truths: (studies, codes), 1, 0 or NaN for unknown.
+        thresholds: (codes,) from `choose_thresholds` on validation studies; without it no F1 is given, because a
+            threshold chosen on the studies it is scored on flatters.
+
+    Returns:
+        DEFINITIONS' scores, "per_code" {code: {"auroc", "auprc", "f1", "positives", "negatives"}}, "skipped" {code:
+        why}, "reliability" (for a plot) and "baselines": {"blind": …}.
+
+    Raises:
+        ValueError: shapes that do not agree, a probability outside 0…1 or NaN, a truth other than 0, 1, NaN.
+    """
+    _check(probabilities, truths, patients, codes)
+    known = ~np.isnan(truths)
+    positive, negative = np.where(known, truths, 0.0), np.where(known, 1.0 - truths, 0.0)
+    counts = positive.sum(0), negative.sum(0)
+    kept = np.flatnonzero((counts[0] > 0) & (counts[1] > 0)).tolist()
+    names = _PER_CODE if thresholds is not None else _PER_CODE[:2]
+    options = {"replicates": replicates, "seed": seed}
+    result: dict[str, Any] = {}
+    if len(kept):
+        parts = _CodeScores(probabilities[:, kept], positive[:, kept], negative[:, kept])
+        cut = None if thresholds is None else thresholds[kept]
+        estimates = clustered_bootstrap(lambda weights: parts.statistic(weights, cut), patients, **options)
+        result |= dict(zip((f"macro_{name}" for name in names), estimates, strict=False))
+        per_code = np.array(estimates[len(names) :], dtype=object).reshape(len(names), len(kept))
+        result["per_code"] = {
+            codes[i]: dict(zip(names, per_code[:, place], strict=True)) | _support(counts, i)
+            for place, i in enumerate(kept)
+        }
+    else:
+        result |= {f"macro_{name}": undefined("no code has both a positive and a negative study") for name in names}
+        result["per_code"] = {}
+    result["skipped"] = {
+        codes[i]: "no known label" if not counts[0][i] + counts[1][i] else "one label only: " + str(_support(counts, i))
+        for i in range(len(codes))
+        if i not in kept
+    }
+    result |= _calibration(probabilities, positive, negative, patients, bins, options)
+    result["baselines"] = {"blind": _blind(probabilities, truths, patients, seed)}
+    return result
+
+
+def choose_thresholds(probabilities: Table, truths: Table) -> Float[ndarray, " codes"]:
+    """For each code the probability at which validation F1 is highest; 0.5 for a code without a known positive.
+
+    Use it on validation studies and hand the result to `score_codes` for the test studies.
+    """
+    chosen = np.full(probabilities.shape[1], 0.5)
+    for code in range(probabilities.shape[1]):
+        known = ~np.isnan(truths[:, code])
+        score, true = probabilities[known, code], truths[known, code]
+        if not true.sum():
+            continue
+        order = np.argsort(-score, kind="stable")
+        last = np.r_[score[order][1:] != score[order][:-1], True]  # a threshold cannot part equal scores
+        hits = np.cumsum(true[order])
+        f1 = np.where(last, 2 * hits / (np.arange(1, len(order) + 1) + true.sum()), -1)
+        chosen[code] = score[order][f1.argmax()]
+    return chosen
+
+
+def reliability(
+    probabilities: Float[ndarray, " labels"],
+    truths: Float[ndarray, " labels"],
+    bins: int = 15,
+) -> list[dict[str, float]]:
+    """Mean probability, observed frequency and number of labels of each filled bin, for a reliability plot."""
+    place = _bin(probabilities, bins)
+    rows = []
+    for number in np.unique(place):
+        inside = place == number
+        rows.append(
+            {
+                "probability": float(probabilities[inside].mean()),
+                "frequency": float(truths[inside].mean()),
+                "labels": int(inside.sum()),
+            }
+        )
+    return rows
+
+
+class _CodeScores:
+    """The statistic of all codes that can be scored."""
+
+    def __init__(self, probabilities: ndarray, positive: ndarray, negative: ndarray) -> None:
+        self.probabilities, self.positive, self.negative = probabilities, positive, negative
+        self.known = [np.flatnonzero(column) for column in (positive + negative).T]
+        self.orders = [Order(column[known]) for column, known in zip(probabilities.T, self.known, strict=True)]
+
+    def statistic(self, weights: ndarray, thresholds: ndarray | None) -> ndarray:
+        """(replicates, metrics + metrics · codes): the macro means, then each metric's codes."""
+        areas = np.empty((2, len(weights), len(self.orders)))
+        for code, (order, known) in enumerate(zip(self.orders, self.known, strict=True)):
+            drawn = weights[:, known]
+            positive, negative = drawn * self.positive[known, code], drawn * self.negative[known, code]
+            areas[0, :, code] = auroc(order, positive, negative)
+            areas[1, :, code] = average_precision(order, positive, negative)
+        blocks = list(areas)
+        if thresholds is not None:
+            said = (self.probabilities >= thresholds).astype(np.float64)
+            hit = weights @ (said * self.positive)
+            total = weights @ (said * (self.positive + self.negative)) + weights @ self.positive
+            blocks.append(np.divide(2 * hit, total, out=np.full(hit.shape, np.nan), where=total > 0))
+        means = [_mean(block) for block in blocks]
+        return np.concatenate([np.stack(means, axis=1), *blocks], axis=1)
+
+
+def _mean(block: ndarray) -> ndarray:
+    """Over the codes that are defined in that replicate."""
+    known = np.isfinite(block)
+    count = known.sum(1)
+    return np.divide(np.where(known, block, 0).sum(1), count, out=np.full(len(block), np.nan), where=count > 0)
+
+
+def _bin(probabilities: ndarray, bins: int) -> ndarray:
+    """Bins (low, high], the lowest closed below, as torchmetrics has them."""
+    return np.clip(np.ceil(probabilities * bins).astype(int) - 1, 0, bins - 1)
+
+
+def _calibration(
+    probabilities: ndarray,
+    positive: ndarray,
+    negative: ndarray,
+    patients: Sequence[Hashable],
+    bins: int,
+    options: dict[str, int],
+) -> dict[str, Any]:
+    known = (positive + negative) > 0
+    if not known.any():
+        return {"ece": undefined("no known label"), "brier": undefined("no known label"), "reliability": []}
+    place = _bin(probabilities, bins)
+    gaps = np.stack([((probabilities - positive) * known * (place == number)).sum(1) for number in range(bins)], axis=1)
+    squares = ((probabilities - positive) ** 2 * known).sum(1)
+    labels = known.sum(1).astype(np.float64)
+
+    def statistic(weights: ndarray) -> ndarray:
+        total = weights @ labels
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.stack([np.abs(weights @ gaps).sum(1) / total, (weights @ squares) / total], axis=1)
+
+    ece, brier = clustered_bootstrap(statistic, patients, **options)
+    return {"ece": ece, "brier": brier, "reliability": reliability(probabilities[known], positive[known], bins)}
+
+
+def _blind(probabilities: ndarray, truths: ndarray, patients: Sequence[Hashable], seed: int) -> dict[str, Any]:
+    """Mean macro areas over five deals of the probabilities to other patients' studies."""
+    try:
+        deals = [blind(range(len(patients)), patients, seed + deal) for deal in range(5)]
+    except ValueError as error:
+        return {"macro_auroc": None, "note": str(error)}
+    known = ~np.isnan(truths)
+    positive, negative = np.where(known, truths, 0.0), np.where(known, 1.0 - truths, 0.0)
+    kept = np.flatnonzero((positive.sum(0) > 0) & (negative.sum(0) > 0))
+    if not len(kept):
+        return {"macro_auroc": None, "macro_auprc": None}
+    once = np.ones((1, len(patients)))
+    values = [
+        _CodeScores(probabilities[deal][:, kept], positive[:, kept], negative[:, kept]).statistic(once, None)[0, :2]
+        for deal in deals
+    ]
+    return dict(zip(("macro_auroc", "macro_auprc"), np.mean(values, axis=0).tolist(), strict=True))
+
+
+def _support(counts: tuple[ndarray, ndarray], code: int) -> dict[str, int]:
+    return {"positives": int(counts[0][code]), "negatives": int(counts[1][code])}
+
+
+def _check(probabilities: ndarray, truths: ndarray, patients: Sequence[Hashable], codes: Sequence[str]) -> None:
+    if probabilities.shape != truths.shape or probabilities.shape != (len(patients), len(codes)):
+        raise ValueError(
+            f"probabilities are {probabilities.shape}, truths {truths.shape}, with {len(patients)} patients and "
+            f"{len(codes)} codes: give (studies, codes) tables and one patient a study"
+        )
+    wrong = ~((probabilities >= 0) & (probabilities <= 1))
+    if wrong.any():
+        study, code = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"code {codes[code]!r} of study {study} has probability {probabilities[study, code]}, not between 0 and 1: "
+            "give sigmoid outputs, not logits"
+        )
+    odd = truths[~np.isnan(truths) & (truths != 0) & (truths != 1)]
+    if len(odd):
+        raise ValueError(f"a truth is {odd[0]:g}: use 1 for recorded, 0 for absent, NaN for unknown (not -1)")

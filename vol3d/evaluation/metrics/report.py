@@ -1,0 +1,93 @@
+"""The report block of evaluation.json: findings, wording, baselines and collapse in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from vol3d.evaluation.metrics import baselines
+from vol3d.evaluation.metrics.findings import DEFINITIONS as FINDING_DEFINITIONS
+from vol3d.evaluation.metrics.findings import MACRO_MICRO, score_findings
+from vol3d.evaluation.metrics.text import DEFINITIONS as TEXT_DEFINITIONS
+from vol3d.evaluation.metrics.text import score_text
+
+_BASELINE_METRICS = (*MACRO_MICRO, "laterality_accuracy", "exact_match")
+
+
+def score_reports(
+    truths: Sequence[str],
+    predicted: Sequence[str],
+    patients: Sequence[Hashable],
+    *,
+    training: Sequence[str] = (),
+    replicates: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Everything there is to say about generated reports without another model.
+
+    Args:
+        truths, predicted: whole reports, one a study.
+        patients: who each study belongs to.
+        training: the reports the model was trained on, for the wording of the baselines; without them the text
+            prior is the most common report of the truths, which flatters the baseline.
+
+    Returns:
+        evaluation.json's "report" block: the scores of `score_findings` and `score_text`, "baselines" with the same
+        names for "blind", "always_normal" and "text_prior" (values only for findings and wording), "collapse", and
+        "definitions".
+
+    Raises:
+        ValueError: the sequences differ in length, or are empty.
+    """
+    from vol3d.text.parser import finding_keys
+
+    keys, outputs = [set(finding_keys(text)) for text in truths], [set(finding_keys(text)) for text in predicted]
+    result = score_findings(keys, outputs, patients, replicates=replicates, seed=seed)
+    result |= score_text(truths, predicted, patients, replicates=replicates, seed=seed)
+
+    source = list(training) or list(truths)
+    normal = baselines.always_normal(len(truths), source, [set(finding_keys(text)) for text in source])
+    constant = {"always_normal": normal, "text_prior": baselines.text_prior(source, len(truths))}
+    result["baselines"] = {"blind": _blind(truths, predicted, keys, outputs, patients, seed)}
+    for name, texts in constant.items():
+        said = set(finding_keys(texts[0]))
+        findings = _finding_values(keys, [said] * len(texts), patients)
+        result["baselines"][name] = findings | _text_values(truths, texts, patients) | {"text": texts[0]}
+    result["collapse"] = baselines.collapse(predicted, truths)
+    result["definitions"] = FINDING_DEFINITIONS | TEXT_DEFINITIONS
+    return result
+
+
+def _blind(
+    truths: Sequence[str],
+    predicted: Sequence[str],
+    keys: Sequence[set[str]],
+    outputs: Sequence[set[str]],
+    patients: Sequence[Hashable],
+    seed: int,
+) -> dict[str, Any]:
+    """Mean finding scores over five deals of the outputs to other patients' studies, wording of the first deal."""
+    try:
+        deals = [baselines.blind(range(len(truths)), patients, seed + deal) for deal in range(5)]
+    except ValueError as error:
+        return {"finding_f1": None, "note": str(error)}
+    scores = [_finding_values(keys, [outputs[i] for i in deal], patients) for deal in deals]
+    means = {name: _mean([score[name] for score in scores]) for name in scores[0]}
+    return means | _text_values(truths, [predicted[i] for i in deals[0]], patients)
+
+
+def _finding_values(
+    keys: Sequence[set[str]], outputs: Sequence[set[str]], patients: Sequence[Hashable]
+) -> dict[str, float | None]:
+    """Point values only: a baseline is drawn beside the interval of the model's own score."""
+    scores = score_findings(keys, outputs, patients, replicates=1)
+    return {name: scores[name]["value"] for name in _BASELINE_METRICS}
+
+
+def _text_values(truths: Sequence[str], texts: Sequence[str], patients: Sequence[Hashable]) -> dict[str, float | None]:
+    return {name: score["value"] for name, score in score_text(truths, texts, patients, replicates=1).items()}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,135 @@
+"""Volume ↔ report retrieval: R@k and MRR in pools of N, drawn repeatedly, with equal texts counted as one.
+
+R@1 among 100 and among 5000 are different scores, so the pool's size is part of the result. Many reports are the
+same text; finding another study's identical report is no mistake. A model that gives every pair the same similarity
+gets what chance gives, not 100 %: ties are broken at random, in expectation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+from numpy import ndarray
+
+from vol3d.evaluation.intervals import clustered_bootstrap, undefined
+
+DEFINITIONS = {
+    "recall@1": "share of queries whose own item (or one with the same text) comes first among the pool; ties broken "
+    "at random, in expectation (recall@5, recall@10: among the first 5, 10)",
+    "mrr": "mean of 1 / expected rank of the query's own item",
+}
+DIRECTIONS = ("image_to_text", "text_to_image")
+
+
+def score_retrieval(
+    images: Float[ndarray, "_studies width"],
+    texts: Float[ndarray, "_studies width"],
+    patients: Sequence[Hashable],
+    *,
+    reports: Sequence[str] | None = None,
+    pool: int = 100,
+    pools: int = 20,
+    ks: Sequence[int] = (1, 5, 10),
+    replicates: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Both directions of retrieval by cosine similarity.
+
+    Args:
+        images, texts: embeddings, one row a study, in the same order.
+        reports: the texts themselves, to count equal ones as one; without them only a study's own text is right.
+        pool: how many studies compete; pools: how often they are drawn.
+
+    Returns:
+        {"image_to_text": {"recall@1", …, "mrr"}, "text_to_image": {…}, "pool", "pools", "duplicates", "baselines":
+        {"chance": {"recall@1": …}}} and, at the top, image → text scores under their plain names. Intervals are
+        clustered on the query's patient.
+
+    Raises:
+        ValueError: lengths that differ, or an embedding that is not finite (the study's number is given).
+    """
+    studies = len(patients)
+    if not len(images) == len(texts) == studies or (reports is not None and len(reports) != studies):
+        raise ValueError(f"{len(images)} image and {len(texts)} text embeddings, {studies} patients: give one of each")
+    for name, table in (("image", images), ("text", texts)):
+        bad = np.flatnonzero(~np.isfinite(table).all(1))
+        if len(bad):
+            raise ValueError(
+                f"{name} embedding of study {bad[0]} is not finite ({len(bad)} of {studies}): score without it"
+            )
+    size = min(pool, studies)
+    result: dict[str, Any] = {"pool": size, "pools": pools if size < studies else 1, "studies": studies}
+    if size < 2:
+        return result | {f"recall@{k}": undefined("one study: nothing to choose from") for k in ks}
+    same = _same_text(reports, studies)
+    result["duplicates"] = int((same.sum(1) > 1).sum())
+    similarity = _unit(images) @ _unit(texts).T
+    rng = np.random.default_rng(seed)
+    draws = [rng.choice(studies, size, replace=False) for _ in range(result["pools"])]
+    names = [*(f"recall@{k}" for k in ks), "mrr"]
+    for direction, table in zip(DIRECTIONS, (similarity, similarity.T), strict=True):
+        sums, times = np.zeros((studies, len(names))), np.zeros(studies)
+        for drawn in draws:
+            sums[drawn] += rank_scores(table[np.ix_(drawn, drawn)], same[np.ix_(drawn, drawn)], ks)
+            times[drawn] += 1
+
+        def statistic(weights: ndarray, sums: ndarray = sums, times: ndarray = times) -> ndarray:
+            total = (weights @ times)[:, None]
+            return np.divide(weights @ sums, total, out=np.full((len(weights), len(names)), np.nan), where=total > 0)
+
+        estimates = clustered_bootstrap(statistic, patients, replicates=replicates, seed=seed)
+        result[direction] = dict(zip(names, estimates, strict=True))
+    chance = np.zeros(len(names))
+    for drawn in draws:
+        chance += rank_scores(np.zeros((size, size)), same[np.ix_(drawn, drawn)], ks).mean(0) / len(draws)
+    result["baselines"] = {"chance": dict(zip(names, chance.tolist(), strict=True))}
+    return result | result[DIRECTIONS[0]]
+
+
+def rank_scores(
+    similarity: Float[ndarray, "queries items"], right: Bool[ndarray, "queries items"], ks: Sequence[int]
+) -> Float[ndarray, "queries scores"]:
+    """Chance of a right item among the first k, for each k, and 1 / expected rank of the first right item.
+
+    With b wrong items above the best right one, and t wrong and m right ones tied with it, the first right item is
+    the (t + 1) / (m + 1)-th of the tie on average, and is missed by the first j of it with chance C(t, j) / C(t+m, j).
+    """
+    best = np.where(right, similarity, -np.inf).max(1, keepdims=True)
+    above = ((similarity > best) & ~right).sum(1)
+    tied = ((similarity == best) & ~right).sum(1)
+    matches = ((similarity == best) & right).sum(1)
+    columns = []
+    for k in ks:
+        seen = np.clip(k - above, 0, tied + matches)
+        columns.append(1.0 - _all_wrong(tied, matches, seen))
+    rank = above + (tied + matches + 1) / (matches + 1)
+    return np.stack([*columns, 1.0 / rank], axis=1)
+
+
+def _all_wrong(tied: ndarray, matches: ndarray, seen: ndarray) -> ndarray:
+    """C(t, j) / C(t + m, j), the chance that j items drawn from a tie are all wrong."""
+    chance = np.ones(len(tied))
+    for step in range(int(seen.max(initial=0))):
+        active = step < seen
+        left = tied + matches - step
+        factor = np.divide(np.maximum(tied - step, 0), left, out=np.zeros(len(tied)), where=left > 0)
+        chance = np.where(active, chance * factor, chance)
+    return chance
+
+
+def _same_text(reports: Sequence[str] | None, studies: int) -> Bool[ndarray, "studies studies"]:
+    if reports is None:
+        return np.eye(studies, dtype=bool)
+    numbers: dict[str, int] = {}
+    index: Shaped[ndarray, " studies"] = np.array(
+        [numbers.setdefault(" ".join(text.lower().split()), len(numbers)) for text in reports]
+    )
+    return index[:, None] == index[None, :]
+
+
+def _unit(table: ndarray) -> ndarray:
+    length = np.linalg.norm(table, axis=1, keepdims=True)
+    return np.divide(table, length, out=np.zeros_like(table), where=length > 0)
