@@ -28,6 +28,8 @@ class ReportGeneration(Task):
     at the report's own tokens.
     """
 
+    uses = frozenset({"visual"})
+
     def __init__(
         self,
         model: VolumeLM,

@@ -18,6 +18,7 @@ _HOME = {
     "Geometry": "vol3d.volume.geometry",
     "Grid": "vol3d.volume.grid",
     "Manifest": "vol3d.data.manifest",
+    "doctor": "vol3d.data.doctor",
     "VolumeData": "vol3d.data.dataset",
     "PerceiverProjector": "vol3d.model.projectors",
     "SpatialPoolingProjector": "vol3d.model.projectors",
@@ -35,6 +36,7 @@ __all__ = [*_HOME, *_ROOMS]
 if TYPE_CHECKING:
     from vol3d import data, encoders, evaluation, model, phantom, recipes, tasks, text, training, volume
     from vol3d.data.dataset import VolumeData
+    from vol3d.data.doctor import doctor
     from vol3d.data.manifest import Manifest
     from vol3d.evaluation.run import evaluate
     from vol3d.model.inference import load

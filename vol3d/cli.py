@@ -8,8 +8,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, NoReturn
 
 from vol3d import __version__
 
@@ -38,6 +38,8 @@ class Command:
 
 @dataclass(frozen=True)
 class Result:
+    """What a verb did: the JSON object, the lines for a person, and the exit code."""
+
     data: dict[str, Any]
     text: str
     code: int = 0
@@ -58,8 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write((json.dumps(result.data) if arguments.json else result.text) + "\n")
         return result.code
     except KeyboardInterrupt:
-        sys.stderr.write("vol3d: interrupted\n")
-        return INTERRUPTED
+        return _interrupted()
+    except SystemExit as error:
+        # Lightning turns Ctrl-C into exit code 1 after shutting the run down.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            return _interrupted()
+        raise
     except BrokenPipeError:
         # The reader (head, less) has left; what is still buffered must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -69,6 +75,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"vol3d: {_one_line(error)}\n")
         return REFUSED
+
+
+def _interrupted() -> int:
+    sys.stderr.write("vol3d: interrupted\n")
+    return INTERRUPTED
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see `{self.prog} --help`)")
 
 
 def _one_line(error: Exception) -> str:
@@ -90,7 +108,7 @@ def _expect_warnings() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="vol3d",
         description="Train, run and judge multimodal language models on CT volumes. Not for clinical use.",
         epilog="`vol3d COMMAND --help` shows an example of each.",
@@ -151,6 +169,23 @@ def _phantom(arguments: argparse.Namespace) -> Result:
     return Result({"manifest": str(path), "studies": arguments.studies}, f"{arguments.studies} studies: {path}")
 
 
+def _doctor_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("manifest", metavar="MANIFEST")
+    verb.add_argument("--workers", type=int, default=0, metavar="N", help="processes beside this one (default: 0)")
+    verb.add_argument("--page", metavar="HTML", help="also write a page with thumbnails")
+    verb.add_argument("--resume", metavar="JSONL", help="keeps what each volume showed, to go on after a stop")
+
+
+def _doctor(arguments: argparse.Namespace) -> Result:
+    from vol3d.data.doctor import doctor
+
+    found = doctor(arguments.manifest, arguments.workers, resume=arguments.resume, page=arguments.page, progress=True)
+    lines = [f"{row['severity']:8}{row['check']:20}{row['study'] or '(all)'}: {row['message']}" for row in found]
+    wrong = sum(row["severity"] == "error" for row in found)
+    summary = f"{wrong} errors, {sum(row['severity'] == 'warning' for row in found)} warnings"
+    return Result({"findings": found, "errors": wrong}, "\n".join([*lines, summary]), code=1 if wrong else 0)
+
+
 def _prepare_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("manifest", metavar="MANIFEST")
     verb.add_argument("--grid", required=True, metavar="NAME", help="a preset's name, or a grid.json")
@@ -164,7 +199,11 @@ def _prepare(arguments: argparse.Namespace) -> Result:
 
     grid = Grid.load(arguments.grid) if arguments.grid.endswith(".json") else Grid.preset(arguments.grid)
     report = prepare(arguments.manifest, grid, arguments.cache, workers=arguments.workers, progress=True)
-    return Result(report.to_dict(), str(report), code=1 if report.failed else 0)
+    data = {**asdict(report), "failures": None if report.failures is None else str(report.failures)}
+    text = f"{report.studies} studies: {report.made} made, {report.ready} were ready, {report.failed} failed"
+    if report.failures is not None:
+        text += f", see {report.failures}"
+    return Result(data, f"{text}; {report.seconds:.1f} s", code=1 if report.failed else 0)
 
 
 def _evaluate_arguments(verb: argparse.ArgumentParser) -> None:
@@ -223,9 +262,8 @@ def _info(arguments: argparse.Namespace) -> Result:
     from vol3d.info import info
 
     data = info(arguments.model)
-    return Result(
-        data, "\n".join(f"{name}: {value}" for name, value in data.items() if name != "card") + data.get("card", "")
-    )
+    lines = [f"{name}: {value}" for name, value in data.items() if name != "card"]
+    return Result(data, "\n".join([*lines, *(["", data["card"].strip()] if "card" in data else [])]))
 
 
 COMMANDS = {
@@ -237,6 +275,12 @@ COMMANDS = {
         "vol3d phantom phantoms --studies 100 --seed 0",
         _phantom_arguments,
         _phantom,
+    ),
+    "doctor": Command(
+        "audit a dataset before a GPU is rented",
+        "vol3d doctor data/manifest.jsonl --page doctor.html",
+        _doctor_arguments,
+        _doctor,
     ),
     "prepare": Command(
         "fill the cache of volumes on a grid",

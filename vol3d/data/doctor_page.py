@@ -41,7 +41,7 @@ def write_page(path: Path, manifest: Manifest, probes: dict[str, Probe], notes: 
 
 def thumbnail(study: Study, height: int = 128) -> str:
     """The three middle slices side by side, radiological view, as a base64 PNG."""
-    from matplotlib.image import imsave
+    from PIL import Image
 
     from vol3d.data.doctor_volume import read_volume
 
@@ -57,7 +57,8 @@ def thumbnail(study: Study, height: int = 128) -> str:
     # Viewed from the feet and from the front: the patient's right (high x) is at the left of the picture.
     row = np.concatenate([_fit(plane[::-1].T[::-1], step[::-1], height) for plane, step in slices], axis=1)
     file = BytesIO()
-    imsave(file, row, cmap="gray", vmin=-160, vmax=240, format="png")
+    grey = (np.clip((row + 160.0) / 400.0, 0, 1) * 255).astype(np.uint8)
+    Image.fromarray(grey).save(file, format="PNG")
     return base64.b64encode(file.getvalue()).decode()
 
 

@@ -1,0 +1,1 @@
+"""Volume tokens and words: the interfaces of the parts, projectors, language models, and a saved model at work."""

@@ -51,10 +51,6 @@ class TrainedModel:
         task = self._task("report")
         return next(iter(self._predict_one(volume, task).values()))
 
-    def findings(self, volume: MetaTensor | str | Path) -> dict[str, float]:
-        """Probability of each finding the model was trained to map."""
-        return self._predict_one(volume, self._task("findings"))["finding_probabilities"]
-
     def predict(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
         """Every task's prediction for samples that already lie on the grid, one dictionary a study."""
         batch = self._batch(collate(list(samples)))

@@ -42,6 +42,7 @@ class Features:
         affine: (batch, 4, 4) float64, token index (i, j, k) → RAS mm of the token's centre.
         pooled: (batch, embed_dim), a CLS token or None.
         scales: finer feature maps (batch, channels, x, y, z), finest first, when the encoder has them.
+        visual: (batch, visual tokens, language width), what the projector made of them, once it has run.
     """
 
     tokens: Tokens
@@ -49,6 +50,7 @@ class Features:
     affine: Affines | None = None
     pooled: Pooled | None = None
     scales: tuple[Tensor, ...] = field(default=())
+    visual: Tokens | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -61,6 +63,7 @@ class Features:
             affine=None if self.affine is None else self.affine[index],
             pooled=None if self.pooled is None else self.pooled[index],
             scales=tuple(scale[index] for scale in self.scales),
+            visual=None if self.visual is None else self.visual[index],
         )
 
 
@@ -131,9 +134,14 @@ class TaskOutput:
 
 class Task(Part, ABC):
     """A head, a loss and a prediction around the shared model. The first argument of a subclass is the model,
-    from which it reads widths; it must not keep it."""
+    from which it reads widths; it must not keep it.
+
+    `uses` says what the task reads besides the tokens: "visual" tokens are then projected once for all tasks of a
+    step; with "scales" the features of a frozen encoder are not kept in memory.
+    """
 
     weight: float = 1.0
+    uses: frozenset[str] = frozenset()
 
     @abstractmethod
     def loss(self, model: VolumeLM, features: Features, batch: Batch) -> TaskOutput: ...

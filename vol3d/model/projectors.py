@@ -6,87 +6,25 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from vol3d.model.interfaces import Features, Projector
-from vol3d.model.positions import sincos_positions_3d
+from vol3d.model.mixer import MixerProjector
+from vol3d.model.perceiver import PerceiverLayer, PerceiverProjector, RadFMProjector
 from vol3d.types import Tokens, Triple
 
-
-class PerceiverProjector(Projector):
-    """A fixed number of learned latents read the volume, however many tokens it has.
-
-    Each layer lets the latents attend to the volume's tokens and to one another at once, then a feed-forward.
-
-    Args:
-        in_dim: width of the encoder's tokens. out_dim: width of the language model.
-        num_latents: visual tokens given to the language model.
-        depth: layers. num_heads: attention heads. inner_dim: width of the latents (out_dim when None).
-
-    Shape:
-        Features with tokens (batch, tokens, in_dim) → (batch, num_latents, out_dim).
-
-    Source: the resampler of Flamingo (arXiv:2204.14198) as in RadFM (arXiv:2308.02463). Differs: 3D sine–cosine
-    positions are added to the volume's tokens, and the output is normalised before the last linear map.
-    """
-
-    def __init__(
-        self,
-        in_dim: int,
-        out_dim: int,
-        *,
-        num_latents: int = 64,
-        depth: int = 2,
-        num_heads: int = 8,
-        inner_dim: int | None = None,
-        mlp_ratio: float = 4.0,
-    ) -> None:
-        super().__init__(in_dim, out_dim)
-        width = inner_dim or out_dim
-        if width % num_heads:
-            raise ValueError(f"the latents' width {width} is not a multiple of num_heads {num_heads}")
-        self.num_latents = num_latents
-        self.media = nn.Linear(in_dim, width)
-        self.latents = nn.Parameter(torch.randn(num_latents, width) / math.sqrt(width))
-        self.layers = nn.ModuleList(PerceiverLayer(width, num_heads, mlp_ratio) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
-        self.out = nn.Linear(width, out_dim)
-
-    def num_tokens(self, grid_size: Triple) -> int:
-        return self.num_latents
-
-    def forward(self, features: Features) -> Tokens:
-        media = self.media(features.tokens)
-        media = media + sincos_positions_3d(features.grid_size, media.shape[-1], media.device).to(media.dtype)
-        latents = self.latents.expand(len(media), -1, -1)
-        for layer in self.layers:
-            latents = layer(latents, media)
-        return self.out(self.norm(latents))
-
-
-class PerceiverLayer(nn.Module):
-    """Latents attend to media and latents, then a feed-forward; both residual and pre-norm."""
-
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm_media, self.norm_latents = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(width, 2 * width, bias=False)
-        self.mix = nn.Linear(width, width, bias=False)
-        hidden = int(width * mlp_ratio)
-        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-
-    def forward(self, latents: Tensor, media: Tensor) -> Tensor:
-        normed = self.norm_latents(latents)
-        both = torch.cat([self.norm_media(media), normed], dim=1)
-        key, value = rearrange(self.key_value(both), "b n (two h d) -> two b h n d", two=2, h=self.num_heads)
-        query = rearrange(self.query(normed), "b n (h d) -> b h n d", h=self.num_heads)
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        latents = latents + self.mix(rearrange(mixed, "b h n d -> b n (h d)"))
-        return latents + self.mlp(latents)
+__all__ = [
+    "AttentionPoolingProjector",
+    "LinearProjector",
+    "MLPProjector",
+    "MixerProjector",
+    "PerceiverLayer",
+    "PerceiverProjector",
+    "PixelShuffleProjector",
+    "RadFMProjector",
+    "SpatialPoolingProjector",
+]
 
 
 class SpatialPoolingProjector(Projector):
@@ -94,6 +32,7 @@ class SpatialPoolingProjector(Projector):
 
     Args:
         pooling: block size along x, y, z.
+        order: axes of the output tokens, slowest first: a language model remembers in which order it learned them.
 
     Shape:
         (batch, gx * gy * gz, in_dim) → (batch, gx // px * gy // py * gz // pz, out_dim).
@@ -101,29 +40,94 @@ class SpatialPoolingProjector(Projector):
     Raises:
         ValueError: the grid is not a multiple of the block.
 
-    Source: M3D (arXiv:2404.00578), `pooling=(2, 2, 2)`.
+    Source: M3D (arXiv:2404.00578), `pooling=(2, 2, 2), order="zyx"`.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, *, pooling: Sequence[int] = (2, 2, 2)) -> None:
+    def __init__(self, in_dim: int, out_dim: int, *, pooling: Sequence[int] = (2, 2, 2), order: str = "xyz") -> None:
         super().__init__(in_dim, out_dim)
-        self.pooling = tuple(pooling)
+        self.pooling, self.order = tuple(pooling), check_order(order)
         self.mlp = nn.Sequential(nn.Linear(in_dim, out_dim), nn.GELU(), nn.Linear(out_dim, out_dim))
 
     def num_tokens(self, grid_size: Triple) -> int:
-        for axis, (size, block) in enumerate(zip(grid_size, self.pooling, strict=True)):
-            if size % block:
-                raise ValueError(
-                    f"{size} tokens along {'xyz'[axis]} cannot be pooled by {block}: give the projector a pooling "
-                    f"that divides the token grid {tuple(grid_size)}"
-                )
-        return math.prod(size // block for size, block in zip(grid_size, self.pooling, strict=True))
+        return math.prod(blocks_of(grid_size, self.pooling))
 
     def forward(self, features: Features) -> Tokens:
-        self.num_tokens(features.grid_size)
-        (gx, gy, gz), (px, py, pz) = features.grid_size, self.pooling
+        (px, py, pz), blocks = self.pooling, blocks_of(features.grid_size, self.pooling)
+        gx, gy, gz = blocks
         # A mean over block axes rather than avg_pool3d: the pooling op has no bf16 kernel on the CPU.
-        blocks = features.tokens.reshape(-1, gx // px, px, gy // py, py, gz // pz, pz, self.in_dim)
-        return self.mlp(blocks.mean(dim=(2, 4, 6)).flatten(1, 3))
+        cells = features.tokens.reshape(-1, gx, px, gy, py, gz, pz, self.in_dim)
+        return self.mlp(in_order(cells.mean(dim=(2, 4, 6)).flatten(1, 3), blocks, self.order))
+
+
+class PixelShuffleProjector(Projector):
+    """Tokens of a block of the grid are put side by side, and a two-layer MLP maps the wide token.
+
+    Nothing is averaged away: the block's tokens keep their places in the wide one.
+
+    Args:
+        block: tokens along x, y, z that become one.
+
+    Shape:
+        (batch, gx * gy * gz, in_dim) → (batch, gx // bx * gy // by * gz // bz, out_dim).
+
+    Raises:
+        ValueError: the grid is not a multiple of the block.
+
+    Source: InternVL 1.5's pixel shuffle (arXiv:2404.16821), in 3D.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, block: Sequence[int] = (2, 2, 2)) -> None:
+        super().__init__(in_dim, out_dim)
+        self.block = tuple(block)
+        width = in_dim * math.prod(self.block)
+        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out_dim), nn.GELU(), nn.Linear(out_dim, out_dim))
+
+    def num_tokens(self, grid_size: Triple) -> int:
+        return math.prod(blocks_of(grid_size, self.block))
+
+    def forward(self, features: Features) -> Tokens:
+        (bx, by, bz), (gx, gy, gz) = self.block, blocks_of(features.grid_size, self.block)
+        wide = rearrange(
+            features.tokens, "b (gx bx gy by gz bz) c -> b (gx gy gz) (bx by bz c)",
+            gx=gx, bx=bx, gy=gy, by=by, gz=gz, bz=bz,
+        )  # fmt: skip
+        return self.mlp(wide)
+
+
+class AttentionPoolingProjector(Projector):
+    """Learned queries look at the volume once; a two-layer MLP maps what they saw.
+
+    Args:
+        num_queries: visual tokens given to the language model.
+        inner_dim: width of the queries (in_dim when None). num_heads: attention heads.
+
+    Shape:
+        (batch, tokens, in_dim) → (batch, num_queries, out_dim).
+
+    Source: CoCa's attentional pooler (arXiv:2205.01917) as in CT-CHAT (arXiv:2403.17834), 256 queries.
+    """
+
+    def __init__(
+        self, in_dim: int, out_dim: int, *, num_queries: int = 256, num_heads: int = 8, inner_dim: int | None = None
+    ) -> None:
+        super().__init__(in_dim, out_dim)
+        width = inner_dim or in_dim
+        if width % num_heads:
+            raise ValueError(f"the queries' width {width} is not a multiple of num_heads {num_heads}")
+        self.query = nn.Parameter(torch.randn(num_queries, width))
+        self.norm_query, self.norm_media = nn.LayerNorm(width), nn.LayerNorm(in_dim)
+        self.attention = nn.MultiheadAttention(width, num_heads, kdim=in_dim, vdim=in_dim, batch_first=True)
+        self.norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, out_dim), nn.GELU(), nn.Linear(out_dim, out_dim))
+
+    def num_tokens(self, grid_size: Triple) -> int:
+        return len(self.query)
+
+    def forward(self, features: Features) -> Tokens:
+        media = self.norm_media(features.tokens)
+        query = self.norm_query(self.query).to(media.dtype).expand(len(media), -1, -1)
+        seen, _ = self.attention(query, media, media, need_weights=False)
+        return self.mlp(self.norm(seen))
 
 
 class MLPProjector(Projector):
@@ -144,3 +148,58 @@ class MLPProjector(Projector):
 
     def forward(self, features: Features) -> Tokens:
         return self.mlp(features.tokens)
+
+
+class LinearProjector(Projector):
+    """Each token through one linear map.
+
+    Args:
+        order: axes of the output tokens, slowest first: a language model remembers in which order it learned them.
+
+    Shape:
+        (batch, tokens, in_dim) → (batch, tokens, out_dim).
+
+    Source: Merlin's report model (arXiv:2406.06512), 490 tokens of 2048 with `order="zxy"`.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, order: str = "xyz") -> None:
+        super().__init__(in_dim, out_dim)
+        self.order = check_order(order)
+        self.linear = nn.Linear(in_dim, out_dim)
+
+    def num_tokens(self, grid_size: Triple) -> int:
+        return math.prod(grid_size)
+
+    def forward(self, features: Features) -> Tokens:
+        return in_order(self.linear(features.tokens), features.grid_size, self.order)
+
+
+def blocks_of(grid_size: Triple, block: Triple) -> Triple:
+    """Blocks along x, y, z.
+
+    Raises:
+        ValueError: the grid is not a multiple of the block.
+    """
+    for axis, (size, step) in enumerate(zip(grid_size, block, strict=True)):
+        if size % step:
+            raise ValueError(
+                f"{size} tokens along {'xyz'[axis]} cannot be pooled by {step}: give the projector a pooling "
+                f"that divides the token grid {tuple(grid_size)}"
+            )
+    x, y, z = (size // step for size, step in zip(grid_size, block, strict=True))
+    return (x, y, z)
+
+
+def check_order(order: str) -> str:
+    """An order of the axes such as "zyx", checked."""
+    if sorted(order) != ["x", "y", "z"]:
+        raise ValueError(f"order {order!r}: name x, y and z once each, the slowest axis first")
+    return order
+
+
+def in_order(tokens: Tensor, grid_size: Triple, order: str) -> Tensor:
+    """Tokens (batch, x y z, width) with the axes of the grid in another order."""
+    if order == "xyz":
+        return tokens
+    x, y, z = grid_size
+    return rearrange(tokens, f"b (x y z) c -> b ({' '.join(order)}) c", x=x, y=y, z=z)

@@ -67,6 +67,12 @@ class VolumeLM(nn.Module):
     def encode(self, image: Volumes, affine: Affines | None = None) -> Features:
         return self.encoder(image, affine)
 
+    def project(self, features: Features) -> Tensor:
+        """The visual tokens of `features`: those it carries, or the projector's."""
+        if self.projector is None:
+            raise ValueError("this model has no projector: it encodes only")
+        return self.projector(features) if features.visual is None else features.visual
+
     def language_loss(self, features: Features, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
         """Mean cross-entropy of the answers' tokens, given each volume and prompt (with one `<volume>`)."""
         language = self._language()
@@ -83,7 +89,7 @@ class VolumeLM(nn.Module):
         labels = torch.full_like(input_ids, IGNORE)
         for row, (prompt, tokens) in enumerate(zip(prompt_rows, rows, strict=True)):
             labels[row, len(prompt) : len(tokens)] = input_ids[row, len(prompt) : len(tokens)]
-        embeds = language.splice(input_ids, self.projector(features))
+        embeds = language.splice(input_ids, self.project(features))
         return language.loss(embeds, attention, labels)
 
     @torch.no_grad()
@@ -97,7 +103,7 @@ class VolumeLM(nn.Module):
         room = language.max_length - input_ids.shape[1]
         if room <= 0:
             raise ValueError(f"the prompt takes {input_ids.shape[1]} tokens, the language model {language.max_length}")
-        embeds = language.splice(input_ids, self.projector(features))
+        embeds = language.splice(input_ids, self.project(features))
         return language.generate(embeds, attention, max_new_tokens=min(max_new_tokens, room), **options)
 
     def _prompt_rows(self, features: Features, prompts: Sequence[str]) -> list[list[int]]:

@@ -92,9 +92,10 @@ class PhantomStudy:
 
     @property
     def labels_known(self) -> dict[str, int]:
-        """Finding name → 1 or 0, for every allowed name."""
-        present = {finding.name for finding in self.findings}
-        return {name: int(name in present) for name in self.allowed}
+        """1 or 0 for every allowed name, and for each side of a sided one ("left pleural effusion")."""
+        present = {name for finding in self.findings for name in (finding.name, finding.key)}
+        names = dict.fromkeys(name for kind in self.allowed for name in (kind, *FINDINGS[kind].keys))
+        return {name: int(name in present) for name in names}
 
     @property
     def finding_labels(self) -> dict[str, int]:

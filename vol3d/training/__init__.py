@@ -1,0 +1,1 @@
+"""Training by a recipe: one LightningModule, its stages, and what a run leaves behind."""

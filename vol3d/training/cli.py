@@ -5,27 +5,51 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from argparse import ArgumentError
 from collections.abc import Sequence
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger
 
 from vol3d.data.dataset import VolumeData
 from vol3d.training.callbacks import PredictionWriter, SaveModel
+from vol3d.training.history import History
 from vol3d.training.module import VolumeModule
 from vol3d.training.progress import StepProgress
 
+EXAMPLES = {
+    "fit": {"epilog": "example: vol3d fit --config quickstart.yaml --data.manifest phantoms/manifest.jsonl"},
+    "validate": {"epilog": "example: vol3d validate --config runs/quickstart/recipe.yaml --ckpt_path last"},
+    "test": {"epilog": "example: vol3d test --config runs/quickstart/recipe.yaml --ckpt_path last"},
+    "predict": {"epilog": "example: vol3d predict --config runs/quickstart/recipe.yaml --ckpt_path last"},
+}
+
 
 class SaveRecipe(SaveConfigCallback):
-    """Writes the resolved recipe into the run's folder as recipe.yaml, when the run trains."""
+    """Writes the resolved recipe into the run's folder as recipe.yaml, when the run trains and its parts fit."""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":
+            _check_grid(pl_module, trainer.datamodule)
             super().setup(trainer, pl_module, stage)
+
+
+def _check_grid(module: VolumeModule, data: VolumeData) -> None:
+    """Refuse a grid the encoder cannot take before anything is written or read."""
+    encoder, grid = getattr(module, "encoder", None), data.grid
+    if encoder is None:  # fitted before: its parts have met
+        return
+    if grid.channels != encoder.in_channels:
+        raise ValueError(
+            f"grid {grid.name!r} has {grid.channels} windows, the encoder takes {encoder.in_channels} channels: set "
+            "data.grid.init_args.window or model.encoder.init_args.in_channels"
+        )
+    if grid.shape is not None:
+        encoder.grid_size(grid.shape)
 
 
 class RecipeCLI(LightningCLI):
@@ -48,7 +72,9 @@ class RecipeCLI(LightningCLI):
         if trainer_config.get("enable_model_summary") is None:
             trainer_config["enable_model_summary"] = False  # each stage says itself what learns
         if not trainer_config.get("logger"):
-            trainer_config["logger"] = CSVLogger(folder.parent, name=folder.name, version="")
+            # The history of a run is that of its training; validating or testing later must not add to it.
+            name = "metrics.csv" if self.subcommand == "fit" else f"{self.subcommand}.csv"
+            trainer_config["logger"] = History(folder / name, resumed=bool(self._get(self.config_init, "ckpt_path")))
         trainer_config["default_root_dir"] = str(folder)
         return self._instantiate_trainer(trainer_config, extra)
 
@@ -59,23 +85,45 @@ class RecipeCLI(LightningCLI):
 
 
 def run(arguments: Sequence[str] | None = None) -> RecipeCLI:
-    """Run a Lightning subcommand with these arguments (`["fit", "--config", "recipe.yaml"]`)."""
+    """Run a Lightning subcommand with these arguments (`["fit", "--config", "recipe.yaml"]`).
+
+    Raises:
+        ValueError: a recipe that is not there, or says what the code does not know.
+    """
     quiet()
-    return RecipeCLI(
-        VolumeModule,
-        VolumeData,
-        args=None if arguments is None else [_recipe(argument) for argument in arguments],
-        save_config_callback=SaveRecipe,
-        save_config_kwargs={"config_filename": "recipe.yaml", "overwrite": True},
-    )
+    try:
+        return RecipeCLI(
+            VolumeModule,
+            VolumeData,
+            args=None if arguments is None else [_recipe(argument) for argument in arguments],
+            save_config_callback=SaveRecipe,
+            save_config_kwargs={"config_filename": "recipe.yaml", "overwrite": True},
+            parser_kwargs={"prog": "vol3d", "exit_on_error": False} | EXAMPLES,
+        )
+    except ArgumentError as error:
+        raise ValueError(_said(str(error), list(arguments or ["fit"]))) from error
+
+
+def _said(message: str, arguments: list[str]) -> str:
+    """What the parser said in one line: which recipe, which key, and the way out."""
+    if "File does not exist" in message:
+        shipped = sorted(path.name for path in files("vol3d.recipes").iterdir() if path.name.endswith(".yaml"))
+        remedy = f"give a YAML file, or a shipped recipe by name: {', '.join(shipped)}"
+    else:
+        remedy = f"`vol3d {arguments[0]} --help` lists what a recipe may say"
+    recipes = [after for flag, after in pairwise(arguments) if flag in ("--config", "-c")]
+    recipes += [flag.partition("=")[2] for flag in arguments if flag.startswith("--config=")]
+    said = " ".join(message.replace("Parser key ", "").split()).rstrip(".")
+    return ": ".join(filter(None, [", ".join(recipes), f"{said}; {remedy}"]))
 
 
 def _recipe(argument: str) -> str:
-    """A shipped recipe may be given by its bare name (`--config quickstart.yaml`) when no such file is here."""
-    if argument.endswith((".yaml", ".yml")) and not os.path.exists(argument):
-        shipped = files("vol3d.recipes") / argument
+    """A shipped recipe or part may be given by its bare name (`--config quickstart.yaml`) when no such file is here."""
+    flag, equals, name = argument.rpartition("=")
+    if name.endswith((".yaml", ".yml")) and not os.path.exists(name):
+        shipped = files("vol3d.recipes") / name
         if shipped.is_file():
-            return str(shipped)
+            return f"{flag}{equals}{shipped}"
     return argument
 
 
@@ -83,5 +131,9 @@ def quiet() -> None:
     """Silence advice that does not concern a vol3d user; warnings about their data stay."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for text in (".*does not have many workers.*", ".*tensorboardX.*", ".*litlogger.*", ".*Checkpoint directory.*"):
+    for text in (
+        *(".*does not have many workers.*", ".*tensorboardX.*", ".*litlogger.*", ".*Checkpoint directory.*"),
+        *(".*args parameter is intended.*", ".*smaller than the logging interval.*", ".*in eval mode at the start.*"),
+        *(".*LeafSpec.*", ".*Total length of `list` across ranks is zero.*"),
+    ):
         warnings.filterwarnings("ignore", message=text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -13,8 +14,8 @@ from vol3d.model.interfaces import Features
 class FeatureCache:
     """Remembers features by study name while the encoder is frozen.
 
-    Only for images that are the same at every visit (no augmentation). When `limit_gb` is reached the studies
-    beyond it are simply encoded again.
+    Only for images that are the same at every visit (no augmentation), and without the finer maps (`scales`), which
+    are many times larger than the tokens. When `limit_gb` is reached the studies beyond it are encoded again.
 
     Args:
         limit_gb: memory the kept tokens may take, in GB (10^9 bytes).
@@ -36,7 +37,7 @@ class FeatureCache:
         if new:
             encoded = encode(batch.select(new))
             for place, row in enumerate(new):
-                fresh[row] = encoded[[place]]
+                fresh[row] = replace(encoded, scales=())[[place]]
                 self._keep(batch.studies[row].study, fresh[row])
         rows = [fresh[row] if row in fresh else self.kept[study.study] for row, study in enumerate(batch.studies)]
         return _join(rows, batch.image.device)

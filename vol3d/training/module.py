@@ -99,10 +99,20 @@ class VolumeModule(lightning.LightningModule):
 
     def features(self, batch: Batch) -> Features:
         """The batch's features, from memory while the encoder is frozen."""
-        frozen = self.training and self.stage is not None and "encoder" not in self.stages[self.stage].train
-        if frozen and not batch.augmented and self.feature_cache.room > 0:
-            return self.feature_cache(batch, self.encode)
-        return self.encode(batch)
+        return self.feature_cache(batch, self.encode) if self._may_keep(batch) else self.encode(batch)
+
+    def _may_keep(self, batch: Batch) -> bool:
+        if not self.training or self.stage is None or batch.augmented or self.feature_cache.limit == 0:
+            return False
+        stage = self.stages[self.stage]
+        tasks = stage.tasks or list(self.tasks)
+        return "encoder" not in stage.train and not any("scales" in self.tasks[name].uses for name in tasks)
+
+    def _project(self, features: Features, names: Sequence[str]) -> Features:
+        """The features with their visual tokens, when a task of these uses them."""
+        if any("visual" in self.tasks[name].uses for name in names):
+            features.visual = self.model.project(features)
+        return features
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         names = self.stages[self.stage].tasks or list(self.tasks)
@@ -122,7 +132,7 @@ class VolumeModule(lightning.LightningModule):
         self._losses(batch, list(self.tasks), "test")
 
     def predict_step(self, batch: Batch, index: int) -> list[dict[str, Any]]:
-        features = self.encode(batch)
+        features = self._project(self.encode(batch), list(self.tasks))
         rows: list[dict[str, Any]] = [{"study": study.study} for study in batch.studies]
         for task in self.tasks.values():
             for row, prediction in zip(rows, task.predict(self.model, features, batch), strict=True):
@@ -130,7 +140,7 @@ class VolumeModule(lightning.LightningModule):
         return rows
 
     def _losses(self, batch: Batch, names: Sequence[str], phase: str) -> Tensor | None:
-        features = self.features(batch)
+        features = self._project(self.features(batch), names)
         total = None
         for name in names:
             task = self.tasks[name]
