@@ -3,16 +3,43 @@
 if __name__ != "vol3d.encoders":
     raise ImportError("import vol3d.encoders, not the folder encoders")
 
+from pathlib import Path
 from typing import Any
 
+from vol3d.encoders.ctvit import CTVIT_CONFIGS, CTViT
+from vol3d.encoders.ensemble import ENSEMBLE_CONFIGS, Ensemble
+from vol3d.encoders.resnet3d import RESNET3D_CONFIGS, ResNet3D
+from vol3d.encoders.slices import SLICE_CONFIGS, SliceEncoder
+from vol3d.encoders.spectre import SPECTRE_CONFIGS, SpectreEncoder
+from vol3d.encoders.swin import SWIN_CONFIGS, SwinEncoder
+from vol3d.encoders.unet3d import UNET3D_CONFIGS, UNet3D
 from vol3d.encoders.vit3d import VIT3D_CONFIGS, ViT3D
 from vol3d.model.interfaces import Encoder
 
-_CONFIGS: dict[str, tuple[type[Encoder], dict[str, Any]]] = {
-    name: (ViT3D, config) for name, config in VIT3D_CONFIGS.items()
-}
+_FAMILIES: list[tuple[type[Encoder], dict[str, dict[str, Any]]]] = [
+    (ViT3D, VIT3D_CONFIGS),
+    (ResNet3D, RESNET3D_CONFIGS),
+    (CTViT, CTVIT_CONFIGS),
+    (UNet3D, UNET3D_CONFIGS),
+    (SwinEncoder, SWIN_CONFIGS),
+    (SliceEncoder, SLICE_CONFIGS),
+    (SpectreEncoder, SPECTRE_CONFIGS),
+    (Ensemble, ENSEMBLE_CONFIGS),
+]
+_CONFIGS = {name: (kind, config) for kind, configs in _FAMILIES for name, config in configs.items()}
 
-__all__ = ["ViT3D", "create", "names"]
+__all__ = [
+    "CTViT",
+    "Ensemble",
+    "ResNet3D",
+    "SliceEncoder",
+    "SpectreEncoder",
+    "SwinEncoder",
+    "UNet3D",
+    "ViT3D",
+    "create",
+    "names",
+]
 
 
 def names() -> list[str]:
@@ -20,16 +47,16 @@ def names() -> list[str]:
     return sorted(_CONFIGS)
 
 
-def create(name: str, weights: str | None = None, **overrides: Any) -> Encoder:
+def create(name: str, weights: str | Path | None = None, **overrides: Any) -> Encoder:
     """Build an encoder by name, offline and randomly initialised unless `weights` names a file.
 
     Args:
         name: one of `names()`.
-        weights: a .safetensors file of this encoder's own state dict.
+        weights: a .safetensors file of this encoder's own state dict, or the folder `vol3d convert` wrote.
         overrides: constructor arguments that replace the named configuration's.
 
     Raises:
-        ValueError: unknown name (the known ones are listed), or weights whose keys do not fit.
+        ValueError: unknown name (the known ones are listed), or weights whose keys or shapes do not fit.
 
     Example:
         >>> import vol3d
@@ -42,18 +69,29 @@ def create(name: str, weights: str | None = None, **overrides: Any) -> Encoder:
     kind, config = _CONFIGS[name]
     encoder = kind(**{**config, **overrides})
     if weights is not None:
-        _load(encoder, weights)
+        _load(encoder, Path(weights))
     return encoder
 
 
-def _load(encoder: Encoder, weights: str) -> None:
+def _load(encoder: Encoder, weights: Path) -> None:
     from safetensors.torch import load_file
 
-    state, own = load_file(weights), encoder.state_dict()
+    path = weights / "encoder.safetensors" if weights.is_dir() else weights
+    if not path.is_file():
+        raise ValueError(f"{path} is not there: give a .safetensors file, or the folder `vol3d convert` wrote")
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} is not a .safetensors file: turn a peer's weights into ours with `vol3d convert`")
+    state, own = load_file(path), encoder.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unexpected:
         raise ValueError(
             f"{weights} does not fit {type(encoder).__name__}: {len(missing)} of {len(own)} tensors missing "
             f"{missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}; convert a peer's file with `vol3d convert`"
         )
+    for key, tensor in state.items():
+        if tensor.shape != own[key].shape:
+            raise ValueError(
+                f"{weights}: {key} is {tuple(tensor.shape)}, the encoder has {tuple(own[key].shape)}: create it with "
+                "the arguments it was trained with"
+            )
     encoder.load_state_dict(state)

@@ -23,6 +23,11 @@ _HOME = {
     "PerceiverProjector": "vol3d.model.projectors",
     "SpatialPoolingProjector": "vol3d.model.projectors",
     "MLPProjector": "vol3d.model.projectors",
+    "LinearProjector": "vol3d.model.projectors",
+    "PixelShuffleProjector": "vol3d.model.projectors",
+    "AttentionPoolingProjector": "vol3d.model.projectors",
+    "RadFMProjector": "vol3d.model.projectors",
+    "MixerProjector": "vol3d.model.projectors",
     "LanguageModel": "vol3d.model.language",
     "VolumeLM": "vol3d.model.volume_lm",
     "VolumeModule": "vol3d.training.module",
@@ -41,7 +46,16 @@ if TYPE_CHECKING:
     from vol3d.evaluation.run import evaluate
     from vol3d.model.inference import load
     from vol3d.model.language import LanguageModel
-    from vol3d.model.projectors import MLPProjector, PerceiverProjector, SpatialPoolingProjector
+    from vol3d.model.projectors import (
+        AttentionPoolingProjector,
+        LinearProjector,
+        MixerProjector,
+        MLPProjector,
+        PerceiverProjector,
+        PixelShuffleProjector,
+        RadFMProjector,
+        SpatialPoolingProjector,
+    )
     from vol3d.model.volume_lm import VolumeLM
     from vol3d.training.module import VolumeModule
     from vol3d.volume.export import write

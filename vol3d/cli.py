@@ -254,6 +254,24 @@ def _report(arguments: argparse.Namespace) -> Result:
     return Result(data, text)
 
 
+def _convert_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("name", metavar="NAME", help="the peer: m3d-clip, merlin, ct-clip, segvol, radfm …")
+    verb.add_argument("weights", metavar="WEIGHTS", help="the peer's checkpoint, or a folder of its shards")
+    verb.add_argument("out", metavar="OUT", help="folder to write")
+
+
+def _convert(arguments: argparse.Namespace) -> Result:
+    from vol3d.encoders.convert import convert
+
+    done = convert(arguments.name, arguments.weights, arguments.out)
+    data = {key: str(value) if key == "folder" else value for key, value in vars(done).items()}
+    text = (
+        f"{done.tensors} tensors, {done.parameters:,} parameters: {done.folder}\n"
+        f'load:   vol3d.encoders.create("{done.encoder}", weights="{done.folder}")'
+    )
+    return Result(data, text)
+
+
 def _info_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("model", nargs="?", metavar="MODEL", help="folder of a saved model")
 
@@ -296,6 +314,12 @@ COMMANDS = {
     ),
     "report": Command(
         "write the report of one CT", "vol3d report runs/demo/model ct.nii.gz --json", _report_arguments, _report
+    ),
+    "convert": Command(
+        "turn a peer's weights into ours",
+        "vol3d convert m3d-clip pretrained_ViT.bin weights/m3d-clip",
+        _convert_arguments,
+        _convert,
     ),
     "info": Command(
         "versions, devices, and what a model was trained on", "vol3d info runs/demo/model", _info_arguments, _info

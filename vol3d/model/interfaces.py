@@ -25,7 +25,8 @@ class Part(nn.Module):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Part:
         self = super().__new__(cls)
-        bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
+        # Partly, because copying and unpickling call __new__ without arguments and restore them afterwards.
+        bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
         recorded = dict(list(bound.arguments.items())[1:])
         recorded.update(recorded.pop("kwargs", {}))
         object.__setattr__(self, "init_args", recorded)

@@ -1,0 +1,176 @@
+"""ResNet3D against Merlin: the same numbers from the same weights, in our axis order."""
+
+from pathlib import Path
+from typing import Any
+
+import merlin_peer
+import pytest
+import torch
+import torch.nn.functional as F
+
+import vol3d
+from vol3d.encoders import convert
+from vol3d.encoders.resnet3d import inflate
+
+LAYERS = (1, 2, 1, 1)
+
+
+def build(**overrides: Any) -> vol3d.encoders.ResNet3D:
+    return vol3d.encoders.create("merlin-i3d-resnet152", **({"layers": LAYERS} | overrides)).eval()
+
+
+def foreign_weights(width: int = 64, phenotypes: int = 7) -> dict[str, torch.Tensor]:
+    """A Merlin state dict of random values, keys and (D, H, W) shapes by the published rule."""
+    state: dict[str, torch.Tensor] = {}
+
+    def conv(key: str, out: int, inside: int, *kernel: int) -> None:
+        state[f"{key}.weight"] = torch.randn(out, inside, *kernel) * (2 / (inside * kernel[0] * kernel[1] ** 2)) ** 0.5
+
+    def norm(key: str, channels: int) -> None:
+        state[f"{key}.weight"], state[f"{key}.bias"] = torch.rand(channels) + 0.5, torch.randn(channels) * 0.1
+        state[f"{key}.running_mean"] = torch.randn(channels) * 0.1
+        state[f"{key}.running_var"] = torch.rand(channels) + 1
+        state[f"{key}.num_batches_tracked"] = torch.tensor(3)
+
+    conv("conv1", width, 3, 3, 7, 7)
+    norm("bn1", width)
+    channels = width
+    for stage, depth in enumerate(LAYERS):
+        inner = width << stage
+        for block in range(depth):
+            at = f"layer{stage + 1}.{block}"
+            conv(f"{at}.conv1", inner, channels, 1, 1, 1)
+            conv(f"{at}.conv2", inner, inner, 3, 3, 3)
+            conv(f"{at}.conv3", 4 * inner, inner, 1, 1, 1)
+            for index, size in enumerate((inner, inner, 4 * inner), 1):
+                norm(f"{at}.bn{index}", size)
+            if block == 0:
+                conv(f"{at}.downsample.0", 4 * inner, channels, 1, 1, 1)
+                norm(f"{at}.downsample.1", 4 * inner)
+            channels = 4 * inner
+    for head, size in (("classifier", phenotypes), ("contrastive_head", 512)):
+        state[f"{head}.weight"], state[f"{head}.bias"] = torch.randn(size, channels, 1, 1, 1), torch.randn(size)
+    return state
+
+
+def reference(state: dict[str, torch.Tensor], image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Merlin by hand: (batch, 1, x, y, z) → (batch, 3, z, x, y), the last map and both heads."""
+
+    def unit(current: torch.Tensor, conv: str, norm: str, stride: Any = 1, padding: Any = 0) -> torch.Tensor:
+        current = F.conv3d(current, state[f"{conv}.weight"], stride=stride, padding=padding)
+        parts = [state[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
+        return F.batch_norm(current, *parts)
+
+    current = image.permute(0, 1, 4, 2, 3).repeat(1, 3, 1, 1, 1)
+    current = unit(current, "conv1", "bn1", (1, 2, 2), (1, 3, 3)).relu()
+    current = F.max_pool3d(current, 3, 2, 1)
+    for stage, depth in enumerate(LAYERS):
+        for block in range(depth):
+            at, stride = f"layer{stage + 1}.{block}", 2 if stage and block == 0 else 1
+            down = f"{at}.downsample.0.weight" in state
+            residual = unit(current, f"{at}.downsample.0", f"{at}.downsample.1", stride) if down else current
+            current = unit(current, f"{at}.conv1", f"{at}.bn1").relu()
+            current = unit(current, f"{at}.conv2", f"{at}.bn2", stride, 1).relu()
+            current = (unit(current, f"{at}.conv3", f"{at}.bn3") + residual).relu()
+    pooled = current.mean((2, 3, 4), keepdim=True)
+    heads = [F.conv3d(pooled, state[f"{h}.weight"], state[f"{h}.bias"]).flatten(1) for h in ("classifier",
+             "contrastive_head")]  # fmt: skip
+    return current, heads[0], heads[1]
+
+
+def agree(given: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-5 * float(expected.detach().abs().max()))
+
+
+def test_converted_weights_give_merlins_numbers(tmp_path: Path) -> None:
+    foreign = foreign_weights()
+    torch.save({f"encode_image.i3_resnet.{key}": value for key, value in foreign.items()}
+               | {"logit_scale": torch.ones(()), "encode_text.linear_layer.weight": torch.ones(2)},
+               tmp_path / "merlin.pt")  # fmt: skip
+    sizes = {"layers": LAYERS, "phenotypes": 7}
+    done = convert.convert("merlin", tmp_path / "merlin.pt", tmp_path / "out", **sizes)
+    assert (done.encoder, done.tensors, done.left_behind) == ("merlin-i3d-resnet152", len(foreign), ())
+    encoder = vol3d.encoders.create(done.encoder, weights=done.folder, **sizes).eval()
+    image = torch.rand(2, 1, 64, 32, 48)
+    with torch.no_grad():
+        last, phenotypes, contrastive = reference(foreign, image)
+        features = encoder(image)
+        heads = encoder.head_outputs(features)
+    assert features.grid_size == (2, 1, 3)
+    agree(features.tokens, last.permute(0, 3, 4, 2, 1).flatten(1, 3))  # (z, x, y) of Merlin → our order
+    agree(heads["phenotypes"], phenotypes)
+    agree(heads["contrastive"], contrastive)
+    torch.testing.assert_close(features.pooled, features.tokens.mean(1))
+
+
+def test_equals_merlins_own_package() -> None:
+    peer = merlin_peer.i3resnet(LAYERS)
+    if peer is None:
+        pytest.skip("merlin-vlm is not installed (pip install --no-deps merlin-vlm)")
+    foreign = foreign_weights(phenotypes=1692)
+    peer.load_state_dict(foreign)
+    encoder = build()
+    encoder.load_state_dict(convert.translate("merlin", foreign, encoder)[0])
+    image = torch.rand(1, 1, 64, 32, 48)
+    with torch.no_grad():
+        contrastive, phenotypes = peer.eval()(image)
+        heads = encoder.head_outputs(encoder(image))
+    agree(heads["contrastive"], contrastive)
+    agree(heads["phenotypes"], phenotypes)
+
+
+def test_one_channel_stands_for_three() -> None:
+    one = vol3d.encoders.ResNet3D(layers=LAYERS, width=8).eval()
+    three = vol3d.encoders.ResNet3D(layers=LAYERS, width=8, in_channels=3).eval()
+    three.load_state_dict(one.state_dict())
+    image = torch.rand(1, 1, 32, 32, 16)
+    agree(one(image).tokens, three(image.repeat(1, 3, 1, 1, 1)).tokens)
+
+
+def test_published_sizes() -> None:
+    with torch.device("meta"):
+        encoder = vol3d.encoders.create("merlin-i3d-resnet152")
+        trunk = vol3d.encoders.create("merlin-report")
+        five_years = vol3d.encoders.create("merlin-5yr")
+    assert len(encoder.state_dict()) == 934
+    assert sum(p.numel() for p in encoder.parameters()) == 121_882_204
+    assert sum(p.numel() for p in trunk.parameters()) == 117_366_208
+    assert sum(p.numel() for p in five_years.parameters()) == 117_366_208 + 1_049_088 + 6 * 2048 + 6
+    shape = vol3d.Grid.preset("merlin").shape
+    assert encoder.grid_size(shape) == (7, 7, 10)
+    with torch.device("meta"):
+        features = encoder(torch.empty(1, 1, *shape))
+    assert features.tokens.shape == (1, 490, 2048)
+    assert [tuple(scale.shape[1:]) for scale in features.scales] == [
+        (64, 112, 112, 160), (256, 56, 56, 80), (512, 28, 28, 40), (1024, 14, 14, 20),
+    ]  # fmt: skip
+
+
+def test_a_token_looks_around_the_voxel_its_affine_names() -> None:
+    """The centre of what moves a token, weighted by how much, is stride · index, not the patch's centre."""
+    encoder = vol3d.encoders.ResNet3D(layers=(1, 1, 1, 1), width=4).eval()
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.fill_(0.1 if parameter.ndim > 1 else 1.0)
+    image = torch.rand(1, 1, 160, 32, 80, requires_grad=True)
+    features = encoder(image, torch.eye(4, dtype=torch.float64)[None])
+    token = features.tokens.reshape(5, 1, 5, -1)[2, 0, 2]  # far from the borders along x and z
+    token.sum().backward()
+    seen = image.grad[0, 0].abs()
+    for axis, expected in ((0, 64.0), (2, 32.0)):
+        along = seen.sum([other for other in range(3) if other != axis])
+        centre = (along * torch.arange(len(along))).sum() / along.sum()
+        assert abs(centre - expected) < 0.5
+        assert (features.affine[0] @ torch.tensor([2.0, 0, 2, 1], dtype=torch.float64))[axis] == expected
+
+
+def test_inflation_puts_the_2d_kernel_in_the_middle_slice() -> None:
+    flat = merlin_peer.flat_resnet(LAYERS).state_dict()
+    encoder = vol3d.encoders.ResNet3D(layers=LAYERS)
+    state = inflate(flat)
+    encoder.load_state_dict(state)
+    torch.testing.assert_close(encoder.conv1.weight[..., 1], flat["conv1.weight"])
+    assert not encoder.conv1.weight[..., [0, 2]].any()
+    torch.testing.assert_close(encoder.layer2[0].downsample[0].weight[..., 0], flat["layer2.0.downsample.0.weight"])
+    with pytest.raises(ValueError, match=r"these 1 tensors .* not a bottleneck ResNet's.*resnet50"):
+        inflate({"blocks.0.norm.weight": torch.ones(1)})
