@@ -134,7 +134,10 @@ def test_boxes_hold_their_masks_and_codes_and_labels_follow_the_findings() -> No
         half = np.diag(study.affine)[:3] / 2
         np.testing.assert_allclose(corners.min(0) - half, box["min_mm"], atol=1e-3)
     names = {finding.name for finding in study.findings}
-    assert {name for name, there in study.labels_known.items() if there} == names
+    keys = {finding.key for finding in study.findings}
+    assert {name for name, there in study.labels_known.items() if there} == names | keys
+    sides = {key for name in study.allowed for key in FINDINGS[name].keys}
+    assert set(study.labels_known) == set(study.allowed) | sides
     assert not set(study.codes) & set(study.codes_absent)
     assert all(study.finding_labels[key] == KEYS.index(key) + 1 for key in study.masks)
     painted = set(np.unique(study.finding_mask)) - {0}

@@ -44,7 +44,7 @@ def demo(
     out: str | Path = "runs/demo",
     *,
     seed: int = 0,
-    train: int = 900,
+    train: int = 1600,
     validation: int = 40,
     test: int = 160,
     twins: int = 60,

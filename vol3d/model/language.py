@@ -55,8 +55,6 @@ class Scratch:
     Args:
         vocab_size: upper bound on the tokens. embed_dim, depth, num_heads, mlp_ratio: the decoder's.
         max_length: longest sequence, visual tokens included.
-        initializer_range: standard deviation of the weights at the start; None takes 1/√embed_dim, because
-            transformers' 0.02 is meant for wide models and lets a narrow one learn to attend only slowly.
         attn_implementation: passed to transformers; on a CPU "eager" is faster than "sdpa" for a decoder this small.
 
     Source: that a small decoder trained from scratch can beat 7 B ones on CT reports: U-VLM (arXiv:2603.00479).
@@ -69,7 +67,6 @@ class Scratch:
     mlp_ratio: float = 4.0
     max_length: int = 1024
     attn_implementation: str = "sdpa"
-    initializer_range: float | None = None
 
     def build(self, texts: Iterable[str]) -> LanguageModel:
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -87,7 +84,6 @@ class Scratch:
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
             attn_implementation=self.attn_implementation,
-            initializer_range=self.initializer_range or self.embed_dim**-0.5,
         )
         return LanguageModel(LlamaForCausalLM(config), tokenizer)
 

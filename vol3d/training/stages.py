@@ -17,7 +17,7 @@ class Stage:
         steps: optimizer steps; None means until the trainer stops (only for the last stage).
         tasks: names of the tasks whose losses count; None means all.
         train: which parts learn: encoder, projector, language, tasks. The others are frozen and in eval mode.
-        learning_rate: peak, reached after `warmup` steps and then lowered along a cosine to a hundredth.
+        learning_rate: peak, reached after `warmup` steps and then lowered along a cosine to a tenth.
         learning_rates: peak of single parts where it differs.
         warmup: steps.
     """
@@ -40,7 +40,7 @@ class Stage:
         if step < self.warmup:
             return peak * (step + 1) / self.warmup
         progress = min(1.0, (step - self.warmup) / max(1, steps - self.warmup))
-        return peak * (0.505 + 0.495 * math.cos(math.pi * progress))
+        return peak * (0.55 + 0.45 * math.cos(math.pi * progress))
 
 
 class Schedule:
