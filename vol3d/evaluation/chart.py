@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 WIDTH, HEIGHT = 1000, 300
-_COLOURS = ("#1c6e7d", "#c2703d", "#6b5b95", "#7a8b3f", "#a23b57", "#4a6fa5")
+_COLOURS = ("#1c6e7d", "#c2703d", "#6b5b95", "#7a8b3f", "#a23b57", "#4a6fa5", "#3d3d3d", "#c9a227")
 _MOST_POINTS = 400
 
 

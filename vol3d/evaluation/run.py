@@ -72,7 +72,7 @@ def evaluate(
     _write(out / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in predictions.values()))
     result: dict[str, Any] = {
         "model": str(trained.folder or "model"),
-        "manifest": str(whole.path or "manifest"),
+        "manifest": str((whole.path or "manifest") if isinstance(manifest, Manifest) else manifest),
         "studies": len(scored),
         "patients": len({study.patient for study in scored}),
         "seconds": 0.0,
