@@ -19,5 +19,5 @@ if [ ! -d "$target/timm" ] || [ ! -d "$target/spectre" ]; then
 fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 PYTHONPATH="tests/ci_timm:$target${PYTHONPATH:+:$PYTHONPATH}" \
-    python -m pytest -p torchvision_on_cpu -q tests/test_encoders_slices.py \
+    python -m pytest -n 0 -p torchvision_on_cpu -q tests/test_encoders_slices.py \
     tests/test_encoders_contract.py -k "slice or spectre"
