@@ -70,7 +70,6 @@ class World(lightning.LightningDataModule):
         return batch
 
 
-SEE = Stage(60, ["findings"], ["encoder", "tasks"], 2e-3, warmup=5)
 SPEAK = Stage(None, ["report"], ["projector", "language"], 2e-3)
 
 

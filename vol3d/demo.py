@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import resource
 import sys
@@ -28,8 +27,6 @@ FINDINGS = (
 
 SHAPE = (64, 64, 32)
 PREVALENCE = 0.2
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

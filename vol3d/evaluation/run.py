@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vol3d import __version__
+from vol3d.data.formats import atomic
 
 if TYPE_CHECKING:
     from vol3d.data.batch import Sample
@@ -198,6 +198,5 @@ def _page(
 
 
 def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    with atomic(path) as part:
+        part.write_text(text, encoding="utf-8")
