@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,8 +139,9 @@ def _choose(manifest: Manifest, split: str | None) -> list[Study]:
 
 
 def _samples(trained: TrainedModel, studies: Iterable[Study]) -> Iterator[Sample]:
+    """The images on the model's grid; a prediction reads no mask, so none is loaded."""
     for study in studies:
-        yield trained.sample(study)
+        yield trained.sample(replace(study, mask=None, finding_mask=None))
 
 
 def _predict(trained: TrainedModel, studies: list[Study], batch_size: int, progress: bool) -> Iterator[dict[str, Any]]:
@@ -157,8 +159,6 @@ def _twins(
     studies: list[Study], predictions: Mapping[str, Mapping[str, Any]], replicates: int, seed: int
 ) -> dict[str, Any]:
     """Does the report follow the one thing that differs between a study and its twin? Empty without twins."""
-    from dataclasses import replace
-
     from vol3d.evaluation.faithfulness import twin_consistency, twin_pairs
     from vol3d.text.parser import parse_findings
 
