@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from vol3d.data.batch import Batch
 from vol3d.data.study import Study
-from vol3d.model.interfaces import Features, Task, TaskOutput
+from vol3d.model.interfaces import Evidence, Features, Task, TaskOutput
 from vol3d.model.language import VOLUME_TOKEN
 from vol3d.model.volume_lm import VolumeLM
 
@@ -28,6 +28,7 @@ class ReportGeneration(Task):
     at the report's own tokens.
     """
 
+    kind = "report"
     uses = frozenset({"visual"})
 
     def __init__(
@@ -68,3 +69,20 @@ class ReportGeneration(Task):
             repetition_penalty=self.repetition_penalty,
         )
         return [{self.target: text} for text in texts]
+
+    def labelled(self, study: Study) -> bool:
+        return bool(self.text(study))
+
+    def score(self, evidence: Evidence) -> dict[str, dict[str, Any]]:
+        from vol3d.evaluation.metrics.report import score_reports
+
+        studies = [study for study in evidence.studies if self.labelled(study)]
+        scores = score_reports(
+            [self.text(study) for study in studies],
+            [evidence.predictions[study.study][self.target] for study in studies],
+            [study.patient for study in studies],
+            training=[text for study in evidence.training if (text := self.text(study))],
+            replicates=evidence.replicates,
+            seed=evidence.seed,
+        )
+        return {self.target: scores}

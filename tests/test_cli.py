@@ -17,6 +17,7 @@ import pytest
 import vol3d
 from vol3d import cli
 from vol3d.cli import main
+from vol3d.commands.command import Command
 
 TINY = {"studies": 3, "seed": 1, "shape": (24, 24, 16), "split": (1, 1, 1)}
 
@@ -141,7 +142,7 @@ def test_evaluation_of_studies_without_reports(refused: Callable[..., str], mode
     write_ct(there / "a.nii.gz")
     (there / "m.jsonl").write_text('{"study": "a", "image": "a.nii.gz", "patient": "p"}\n')
     said = refused("evaluate", model, "m.jsonl", "--out", "scores")
-    assert re.search(r"1 studies and the model's tasks \(report\) share no label to score: add `report`", said)
+    assert re.search(r"1 studies and the model's tasks \(report\) share no label to score: add the labels", said)
 
 
 # --- grids -------------------------------------------------------------------------------------------------
@@ -218,7 +219,7 @@ def test_an_error_nobody_thought_of_is_told_as_one(
     def broken(arguments: object) -> None:
         raise KeyError("a\nb")
 
-    monkeypatch.setitem(cli.COMMANDS, "info", cli.Command("", "", cli.COMMANDS["info"].arguments, broken))
+    monkeypatch.setitem(cli.COMMANDS, "info", Command("", "", cli.COMMANDS["info"].arguments, broken))
     assert main(["info"]) == 2
     assert re.fullmatch(r"vol3d: KeyError: .*VOL3D_DEBUG=1 shows where\)\n", capsys.readouterr().err)
 
@@ -235,7 +236,7 @@ def test_ctrl_c_is_130(
                 sys.exit(1)
             raise
 
-    monkeypatch.setitem(cli.COMMANDS, "info", cli.Command("", "", cli.COMMANDS["info"].arguments, interrupted))
+    monkeypatch.setitem(cli.COMMANDS, "info", Command("", "", cli.COMMANDS["info"].arguments, interrupted))
     assert main(["info"]) == 130
     assert capsys.readouterr().err == "vol3d: interrupted\n"
 

@@ -24,7 +24,9 @@ ROOMS = {
     "vol3d.text": (),
     "vol3d.phantom": ("vol3d.volume", "vol3d.text"),
     "vol3d.data": ("vol3d.volume", "vol3d.text"),
-    "vol3d.model.interfaces": ("vol3d.volume.geometry", "vol3d.data.batch", "vol3d.model.volume_lm"),
+    "vol3d.model.interfaces": (
+        *("vol3d.volume.geometry", "vol3d.data.batch", "vol3d.data.study", "vol3d.model.volume_lm"),
+    ),
     "vol3d.encoders": ("vol3d.model.interfaces", "vol3d.model.positions", "vol3d.volume.geometry"),
     "vol3d.model": ("vol3d.text", "vol3d.volume", "vol3d.data"),
     "vol3d.tasks": (
@@ -36,7 +38,7 @@ ROOMS = {
     "vol3d.evaluation.metrics": ("vol3d.evaluation.intervals", "vol3d.text"),
     "vol3d.evaluation": ("vol3d.model", "vol3d.data", "vol3d.volume", "vol3d.text"),
 }
-ABOVE_ALL = ("vol3d", "vol3d.cli", "vol3d.demo", "vol3d.info", "vol3d.serve", "vol3d.recipes")
+ABOVE_ALL = ("vol3d", "vol3d.cli", "vol3d.commands", "vol3d.demo", "vol3d.info", "vol3d.serve", "vol3d.recipes")
 
 # Through which files a third-party package comes in. What is not listed may be imported anywhere.
 DOORS = {

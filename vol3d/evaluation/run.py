@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vol3d import __version__
 from vol3d.data.formats import atomic
+from vol3d.model.interfaces import Evidence
 
 if TYPE_CHECKING:
     from vol3d.data.batch import Sample
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from vol3d.data.study import Study
     from vol3d.evaluation.faithfulness import TwinPair
     from vol3d.model.inference import TrainedModel
+    from vol3d.model.interfaces import Task
     from vol3d.text.ontology import Finding
 
 
@@ -51,7 +54,6 @@ def evaluate(
     """
     from vol3d.data.manifest import Manifest
     from vol3d.evaluation.leakage import check_leakage
-    from vol3d.evaluation.metrics.report import score_reports
     from vol3d.model.inference import TrainedModel, load
 
     start = time.perf_counter()
@@ -61,13 +63,22 @@ def evaluate(
     if history is None and trained.folder is not None:
         history = trained.folder.parent / "metrics.csv"
     scored = [study for study in studies if "twin_of" not in study.meta]
-    if not any(study.report for study in scored) or "report" not in trained.tasks:
-        raise ValueError(
-            f"{len(scored)} studies and the model's tasks ({', '.join(trained.tasks)}) share no label to score: add "
-            "`report` to the manifest, or evaluate a model trained to write reports"
-        )
-    predictions = {row["study"]: row for row in _predict(trained, studies, batch_size, progress)}
-    with_report = [study for study in scored if study.report and "report" in predictions[study.study]]
+    judged = _judged(trained, scored)
+    validation = _validation(judged, whole, studies)
+    rows = _predict(trained, judged, studies + validation, batch_size, progress)
+    predictions = {row["study"]: row for row in rows}
+    evidence = Evidence(
+        scored,
+        predictions,
+        training=whole.split("train"),
+        validation=validation,
+        sample=trained.sample,
+        replicates=replicates,
+        seed=seed,
+    )
+    tasks: dict[str, Any] = {}
+    for task in judged:
+        tasks |= task.score(replace(evidence, blind=partial(_blind, trained, task, scored, batch_size, seed)))
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     _write(out / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in predictions.values()))
@@ -78,23 +89,47 @@ def evaluate(
         "patients": len({study.patient for study in scored}),
         "seconds": 0.0,
         "version": __version__,
-        "tasks": {
-            "report": score_reports(
-                [study.report for study in with_report],
-                [predictions[study.study]["report"] for study in with_report],
-                [study.patient for study in with_report],
-                training=[study.report for study in whole.split("train") if study.report],
-                replicates=replicates,
-                seed=seed,
-            )
-        },
+        "tasks": tasks,
         "faithfulness": _twins(studies, predictions, replicates, seed),
         "leakage": check_leakage(whole),
     }
     result["seconds"] = round(time.perf_counter() - start, 1)
     _write(out / "evaluation.json", json.dumps(result, indent=1) + "\n")
+    with_report = [study for study in scored if study.report and "report" in predictions[study.study]]
     _page(result, trained, with_report, predictions, history, out / "evaluation.html")
     return result
+
+
+def _judged(trained: TrainedModel, studies: Sequence[Study]) -> list[Task]:
+    """The tasks some study carries a label for."""
+    judged = [task for task in trained.tasks.values() if any(task.labelled(study) for study in studies)]
+    if not judged:
+        raise ValueError(
+            f"{len(studies)} studies and the model's tasks ({', '.join(trained.tasks)}) share no label to score: add "
+            "the labels of one of these tasks to the manifest, or evaluate a model trained for another"
+        )
+    return judged
+
+
+def _validation(tasks: Sequence[Task], manifest: Manifest, scored: Sequence[Study]) -> list[Study]:
+    """Studies to fix thresholds on, when a task asks for them; never ones that are scored."""
+    if not any(task.calibrates for task in tasks):
+        return []
+    names = {study.study for study in scored}
+    return [study for study in manifest.split("val") if study.study not in names and "twin_of" not in study.meta]
+
+
+def _blind(
+    trained: TrainedModel, task: Task, studies: Sequence[Study], batch_size: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """What `task` predicts of each study when it is shown another patient's volume."""
+    from vol3d.evaluation.metrics.baselines import blind
+    from vol3d.model.inference import batched
+
+    others = blind(list(studies), [study.patient for study in studies], seed)
+    samples = (replace(sample, study=study) for study, sample in zip(studies, _samples(trained, others), strict=True))
+    rows = [row for group in batched(samples, batch_size) for row in trained.predict(group, [task])]
+    return {row["study"]: row for row in rows}
 
 
 def summary(result: Mapping[str, Any]) -> str:
@@ -144,14 +179,16 @@ def _samples(trained: TrainedModel, studies: Iterable[Study]) -> Iterator[Sample
         yield trained.sample(replace(study, mask=None, finding_mask=None))
 
 
-def _predict(trained: TrainedModel, studies: list[Study], batch_size: int, progress: bool) -> Iterator[dict[str, Any]]:
+def _predict(
+    trained: TrainedModel, tasks: Sequence[Task], studies: Sequence[Study], batch_size: int, progress: bool
+) -> Iterator[dict[str, Any]]:
     from tqdm import tqdm
 
     from vol3d.model.inference import batched
 
     with tqdm(total=len(studies), desc="predict", unit="study", disable=not progress) as bar:
         for samples in batched(_samples(trained, studies), batch_size):
-            yield from trained.predict(samples)
+            yield from trained.predict(samples, tasks)
             bar.update(len(samples))
 
 

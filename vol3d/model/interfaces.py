@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from vol3d.data.batch import Batch
+from vol3d.data.batch import Batch, Sample
+from vol3d.data.study import Study
 from vol3d.types import Affines, Pooled, Tokens, Triple, Volumes
 
 if TYPE_CHECKING:
@@ -133,16 +135,43 @@ class TaskOutput:
     log: dict[str, float] = field(default_factory=dict)
 
 
-class Task(Part, ABC):
-    """A head, a loss and a prediction around the shared model. The first argument of a subclass is the model,
-    from which it reads widths; it must not keep it.
+@dataclass(frozen=True)
+class Evidence:
+    """What a task is judged on.
 
-    `uses` says what the task reads besides the tokens: "visual" tokens are then projected once for all tasks of a
-    step; with "scales" the features of a frozen encoder are not kept in memory.
+    Args:
+        studies: the studies that are scored. training: of the same manifest, for baselines that know its labels.
+        validation: for thresholds and calibration, which must never see `studies`.
+        predictions: study name → its row, of `studies` and, for a task with `calibrates`, of `validation`.
+        blind: predicts `studies` again, each from another patient's volume, study name → row. Costs a pass.
+        sample: a study with its masks on the model's grid.
+        replicates: bootstrap draws of each interval. seed: of the bootstrap and the baselines.
     """
 
+    studies: Sequence[Study]
+    predictions: Mapping[str, Mapping[str, Any]]
+    training: Sequence[Study] = ()
+    validation: Sequence[Study] = ()
+    blind: Callable[[], Mapping[str, Mapping[str, Any]]] | None = None
+    sample: Callable[[Study], Sample] | None = None
+    replicates: int = 1000
+    seed: int = 0
+
+
+class Task(Part, ABC):
+    """A head, a loss, a prediction and a judgement around the shared model. The first argument of a subclass is the
+    model, from which it reads widths; it must not keep it.
+
+    `kind` names what it predicts ("report", "vqa", "codes" …): a trained model's verbs find their task by it.
+    `uses` says what the task reads besides the tokens: "visual" tokens are then projected once for all tasks of a
+    step; with "scales" the features of a frozen encoder are not kept in memory. `calibrates` asks the evaluation for
+    predictions of the validation split too.
+    """
+
+    kind: str = ""
     weight: float = 1.0
     uses: frozenset[str] = frozenset()
+    calibrates: bool = False
 
     @abstractmethod
     def loss(self, model: VolumeLM, features: Features, batch: Batch) -> TaskOutput: ...
@@ -150,3 +179,11 @@ class Task(Part, ABC):
     @abstractmethod
     def predict(self, model: VolumeLM, features: Features, batch: Batch) -> list[dict[str, Any]]:
         """One JSON-ready dictionary a study."""
+
+    def labelled(self, study: Study) -> bool:
+        """Whether the study carries a label this task can be judged by. False for a task that only helps training."""
+        return False
+
+    def score(self, evidence: Evidence) -> dict[str, dict[str, Any]]:
+        """Entries of `tasks` in evaluation.json from the labelled studies, each with its intervals and baselines."""
+        return {}

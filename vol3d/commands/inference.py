@@ -1,0 +1,147 @@
+"""Verbs that show a trained model new volumes."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from vol3d.commands.command import Command, Result
+
+
+def _of_image(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("model", metavar="MODEL", help="folder of a saved model")
+    verb.add_argument("image", metavar="IMAGE", help="NIfTI, NRRD, MHA/MHD, or a folder with one DICOM series")
+
+
+def _report(arguments: argparse.Namespace) -> Result:
+    from pathlib import Path
+
+    from vol3d.model.inference import load
+    from vol3d.text.sections import split_organs, split_report
+
+    start = time.perf_counter()
+    model = load(arguments.model)
+    text = model.report(arguments.image)
+    parts = split_report(text)
+    data = {
+        "study": Path(arguments.image).name,
+        "findings": parts.findings,
+        "impression": parts.impression,
+        "sections": split_organs(parts.findings or text),
+        "seconds": round(time.perf_counter() - start, 2),
+        "grid": model.grid.to_dict(),
+    }
+    return Result(data, text)
+
+
+def _ask_arguments(verb: argparse.ArgumentParser) -> None:
+    _of_image(verb)
+    verb.add_argument("question", metavar="QUESTION")
+    verb.add_argument("--choices", nargs="+", metavar="CHOICE", help="answer with one of these")
+
+
+def _ask(arguments: argparse.Namespace) -> Result:
+    from vol3d.model.inference import load
+
+    answer = load(arguments.model).ask(arguments.image, arguments.question, arguments.choices)
+    return Result({"question": arguments.question, "choices": arguments.choices, "answer": answer}, answer)
+
+
+def _segment_arguments(verb: argparse.ArgumentParser) -> None:
+    _of_image(verb)
+    verb.add_argument("prompt", metavar="PROMPT", help="what to outline: an organ, a finding, a phrase")
+    verb.add_argument("-o", "--out", required=True, metavar="OUT", help="mask to write: .nii.gz, .nrrd or .mha")
+
+
+def _segment(arguments: argparse.Namespace) -> Result:
+    import numpy as np
+
+    from vol3d.model.inference import load
+    from vol3d.volume.export import write
+
+    mask = load(arguments.model).segment(arguments.image, arguments.prompt)
+    write(mask, arguments.out)
+    voxels = int((mask > 0).sum())
+    volume_ml = voxels * float(abs(np.linalg.det(mask.affine.numpy()[:3, :3]))) / 1000
+    data = {"prompt": arguments.prompt, "mask": str(arguments.out), "voxels": voxels, "volume_ml": round(volume_ml, 3)}
+    found = f"{volume_ml:.1f} ml" if voxels else "not present"
+    return Result(data, f"{arguments.prompt}: {found}, {arguments.out}")
+
+
+def _codes_arguments(verb: argparse.ArgumentParser) -> None:
+    _of_image(verb)
+    verb.add_argument("-k", type=int, default=10, metavar="K", help="how many to show (default: 10; --json has all)")
+
+
+def _codes(arguments: argparse.Namespace) -> Result:
+    from vol3d.model.inference import load
+
+    found = load(arguments.model).codes(arguments.image)
+    lines = [f"{probability:.3f}  {code}" for code, probability in list(found.items())[: arguments.k]]
+    return Result({"codes": found}, "\n".join(lines))
+
+
+def _embed_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("model", metavar="MODEL", help="folder of a saved model")
+    verb.add_argument("manifest", metavar="MANIFEST")
+    verb.add_argument("-o", "--out", required=True, metavar="INDEX", help="folder to write")
+    verb.add_argument("--batch-size", type=int, default=8, metavar="N")
+
+
+def _embed(arguments: argparse.Namespace) -> Result:
+    from vol3d.model.index import embed
+
+    index = embed(arguments.model, arguments.manifest, arguments.out, batch_size=arguments.batch_size, progress=True)
+    data = {"index": str(arguments.out), "studies": len(index), "dim": index.dim}
+    return Result(data, f"{len(index)} studies, {index.dim} numbers each: {arguments.out}")
+
+
+def _search_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("index", metavar="INDEX", help="folder that `vol3d embed` wrote")
+    verb.add_argument("query", metavar="IMAGE_OR_TEXT", help="a volume's path, or words")
+    verb.add_argument("-k", type=int, default=10, metavar="K")
+
+
+def _search(arguments: argparse.Namespace) -> Result:
+    from vol3d.model.index import search
+
+    hits = search(arguments.index, arguments.query, arguments.k)
+    lines = [f"{hit['score']:.3f}  {hit['study']}" for hit in hits]
+    return Result({"query": arguments.query, "hits": hits}, "\n".join(lines))
+
+
+COMMANDS = {
+    "report": Command(
+        "write the report of one CT", "vol3d report runs/demo/model ct.nii.gz --json", _of_image, _report
+    ),
+    "ask": Command(
+        "answer a question about one CT",
+        'vol3d ask runs/vqa/model ct.nii.gz "Is there a pleural effusion?" --choices yes no',
+        _ask_arguments,
+        _ask,
+    ),
+    "segment": Command(
+        "outline what a prompt names",
+        "vol3d segment runs/segmentation/model ct.nii.gz spleen -o spleen.nii.gz",
+        _segment_arguments,
+        _segment,
+    ),
+    "codes": Command(
+        "diagnosis codes of one CT, with probabilities",
+        "vol3d codes runs/codes/model ct.nii.gz -k 5",
+        _codes_arguments,
+        _codes,
+    ),
+    "embed": Command(
+        "index a manifest's volumes for search",
+        "vol3d embed runs/retrieval/model data/manifest.jsonl -o index",
+        _embed_arguments,
+        _embed,
+    ),
+    "search": Command(
+        "the indexed studies nearest to a volume or to words",
+        'vol3d search index "large left pleural effusion" -k 5',
+        _search_arguments,
+        _search,
+    ),
+}
