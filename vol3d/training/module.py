@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning
@@ -15,6 +15,7 @@ from vol3d.model.interfaces import Encoder, Features, Projector, Task
 from vol3d.model.language import LanguageModel, LanguageSource
 from vol3d.model.volume_lm import VolumeLM
 from vol3d.training.features import FeatureCache
+from vol3d.training.mixing import Mixture, conflicts
 from vol3d.training.stages import PARTS, Schedule, Stage
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class VolumeModule(lightning.LightningModule):
         language: a LanguageModel, or a source (Scratch, Pretrained) built when fitting starts, because a scratch
             tokenizer is trained on the training reports.
         stages: name → Stage, in their order; None for one stage in which everything learns.
+        mixture: how the tasks' losses become one; None adds them up by their weights.
         weight_decay: AdamW's, for matrices; vectors (norms, biases) have none.
         betas: AdamW's.
         feature_cache_gb: memory for the features of a frozen encoder; 0 encodes every time.
@@ -49,6 +51,7 @@ class VolumeModule(lightning.LightningModule):
         projector: Callable[[int, int], Projector] | None = None,
         language: LanguageModel | LanguageSource | None = None,
         stages: dict[str, Stage] | None = None,
+        mixture: Mixture | None = None,
         *,
         weight_decay: float = 0.05,
         betas: tuple[float, float] = (0.9, 0.98),
@@ -64,6 +67,8 @@ class VolumeModule(lightning.LightningModule):
         self.encoder, self.projector_factory, self.task_factories = encoder, projector, tasks
         self.language = language
         self.stages, self.weight_decay, self.betas = stages, weight_decay, betas
+        self.mixture = mixture or Mixture()
+        self.mixture.prepare(list(tasks))
         self.feature_cache = FeatureCache(feature_cache_gb)
         self.model: VolumeLM | None = None
         self.stage: str | None = None
@@ -90,7 +95,8 @@ class VolumeModule(lightning.LightningModule):
         return [text for study in studies if (text := study.report)]
 
     def part(self, name: str) -> nn.Module | None:
-        return self.tasks if name == "tasks" else getattr(self.model, name)
+        """A part of the model by the name stages know it by; how tasks are mixed is learnt with the tasks."""
+        return nn.ModuleList([self.tasks, self.mixture]) if name == "tasks" else getattr(self.model, name)
 
     # --- steps ----------------------------------------------------------------------------------------------
 
@@ -116,14 +122,15 @@ class VolumeModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         names = self.stages[self.stage].tasks or list(self.tasks)
-        loss = self._losses(batch, names, "train")
-        if loss is None:
-            studies = [study.study for study in batch.studies]
-            raise ValueError(
-                f"no task of stage {self.stage!r} ({', '.join(names)}) found a label in studies {studies}: "
-                "give the manifest the labels these tasks learn from, or leave the task out"
-            )
-        return loss
+        one = self.mixture.proportions is not None
+        for drawn in [[name] for name in self.mixture.draw(names, self.global_step)] if one else [names]:
+            if (loss := self._losses(batch, drawn, "train")) is not None:
+                return loss
+        studies = [study.study for study in batch.studies]
+        raise ValueError(
+            f"no task of stage {self.stage!r} ({', '.join(names)}) found a label in studies {studies}: "
+            "give the manifest the labels these tasks learn from, or leave the task out"
+        )
 
     def validation_step(self, batch: Batch, index: int) -> None:
         self._losses(batch, list(self.tasks), "val")
@@ -141,7 +148,7 @@ class VolumeModule(lightning.LightningModule):
 
     def _losses(self, batch: Batch, names: Sequence[str], phase: str) -> Tensor | None:
         features = self._project(self.features(batch), names)
-        total = None
+        losses: dict[str, Tensor] = {}
         for name in names:
             task = self.tasks[name]
             output = task.loss(self.model, features, batch)
@@ -151,11 +158,23 @@ class VolumeModule(lightning.LightningModule):
             self.log(f"{phase}/{name}_loss", output.loss.detach(), prog_bar=True, batch_size=output.count)
             for key, value in output.log.items():
                 self.log(f"{phase}/{name}_{key}", value, batch_size=output.count)
-            weighted = task.weight * output.loss
-            total = weighted if total is None else total + weighted
-        if total is not None:
-            self.log(f"{phase}/loss", total.detach(), batch_size=len(batch))
+            losses[name] = task.weight * output.loss
+        if not losses:
+            return None
+        total = self.mixture.total(losses)
+        self.log(f"{phase}/loss", total.detach(), batch_size=len(batch))
+        if phase == "train":
+            self._log_conflicts(losses, features)
         return total
+
+    def _log_conflicts(self, losses: Mapping[str, Tensor], features: Features) -> None:
+        every = self.mixture.conflicts_every
+        if not every or self.global_step % every or len(losses) < 2:
+            return
+        shared = features.tokens if features.tokens.requires_grad else features.visual
+        if shared is not None and shared.requires_grad:
+            for pair, cosine in conflicts(losses, shared).items():
+                self.log(f"train/cosine_{pair}", cosine)
 
     # --- stages and optimizer -------------------------------------------------------------------------------
 
