@@ -20,6 +20,7 @@ from vol3d.training.callbacks import PredictionWriter, SaveModel
 from vol3d.training.history import History
 from vol3d.training.module import VolumeModule
 from vol3d.training.progress import StepProgress
+from vol3d.training.watch import Watch
 
 EXAMPLES = {
     "fit": {"epilog": "example: vol3d fit --config quickstart.yaml --data.manifest phantoms/manifest.jsonl"},
@@ -65,6 +66,7 @@ class RecipeCLI(LightningCLI):
             LearningRateMonitor("step"),
             SaveModel(folder, recipe=folder.name),
             PredictionWriter(folder),
+            Watch(),
         ]
         trainer_config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         if trainer_config.get("enable_progress_bar") is not False:
