@@ -64,6 +64,23 @@ def _info(arguments: argparse.Namespace) -> Result:
     return Result(data, "\n".join([*lines, *(["", data["card"].strip()] if "card" in data else [])]))
 
 
+def _plan_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--config", required=True, metavar="RECIPE")
+    verb.add_argument("--gpu", type=float, required=True, metavar="GB", help="memory of the card in GB")
+    verb.add_argument("--tflops", type=float, help="its dense bf16 peak (default: of a common card of this size)")
+    verb.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="options of the recipe: data.batch_size=4"
+    )
+
+
+def _plan(arguments: argparse.Namespace) -> Result:
+    from vol3d.training.plan import plan
+
+    recipe = ["--config", arguments.config, *(f"--{option}" for option in arguments.set)]
+    made = plan(recipe, gpu_gb=arguments.gpu, tflops=arguments.tflops)
+    return Result(made.to_dict(), str(made), code=0 if made.fits else 1)
+
+
 COMMANDS = {
     "demo": Command(
         "phantoms → train → evaluate → page, on a CPU, offline", "vol3d demo --out runs/demo", _demo_arguments, _demo
@@ -82,5 +99,11 @@ COMMANDS = {
     ),
     "info": Command(
         "versions, devices, and what a model was trained on", "vol3d info runs/demo/model", _info_arguments, _info
+    ),
+    "plan": Command(
+        "memory and time of a recipe, before you train",
+        "vol3d plan --config report_generation.yaml --gpu 24 --set data.batch_size=4",
+        _plan_arguments,
+        _plan,
     ),
 }

@@ -97,7 +97,7 @@ def run(arguments: Sequence[str] | None = None) -> RecipeCLI:
         return RecipeCLI(
             VolumeModule,
             VolumeData,
-            args=None if arguments is None else [_recipe(argument) for argument in arguments],
+            args=None if arguments is None else named(arguments),
             save_config_callback=SaveRecipe,
             save_config_kwargs={"config_filename": "recipe.yaml", "overwrite": True},
             parser_kwargs={"prog": "vol3d", "exit_on_error": False} | EXAMPLES,
@@ -119,6 +119,11 @@ def _said(message: str, arguments: list[str]) -> str:
     return ": ".join(filter(None, [", ".join(recipes), f"{said}; {remedy}"]))
 
 
+def named(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the bare names of shipped recipes and parts made paths."""
+    return [_recipe(argument) for argument in arguments]
+
+
 def _recipe(argument: str) -> str:
     """A shipped recipe or part may be given by its bare name (`--config quickstart.yaml`) when no such file is here."""
     flag, equals, name = argument.rpartition("=")
@@ -136,6 +141,10 @@ def quiet() -> None:
     for text in (
         *(".*does not have many workers.*", ".*tensorboardX.*", ".*litlogger.*", ".*Checkpoint directory.*"),
         *(".*args parameter is intended.*", ".*smaller than the logging interval.*", ".*in eval mode at the start.*"),
-        *(".*LeafSpec.*", ".*Total length of `list` across ranks is zero.*"),
+        *(
+            ".*args parameter.*both args and command line.*",
+            ".*LeafSpec.*",
+            ".*Total length of `list` across ranks is zero.*",
+        ),
     ):
         warnings.filterwarnings("ignore", message=text)

@@ -91,8 +91,8 @@ class VolumeModule(lightning.LightningModule):
 
     def _training_texts(self) -> list[str]:
         data = getattr(self.trainer, "datamodule", None)
-        studies = [] if data is None else data.manifest.split("train")
-        return [text for study in studies if (text := study.report)]
+        manifests = [] if data is None else [data.manifest, *getattr(data, "others", {}).values()]
+        return [text for manifest in manifests for study in manifest.split("train") if (text := study.report)]
 
     def part(self, name: str) -> nn.Module | None:
         """A part of the model by the name stages know it by; how tasks are mixed is learnt with the tasks."""
@@ -178,12 +178,15 @@ class VolumeModule(lightning.LightningModule):
 
     # --- stages and optimizer -------------------------------------------------------------------------------
 
-    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+    def on_train_batch_start(self, batch: Batch, index: int) -> int | None:
         name = self.schedule.name(self.global_step)
+        if self.stages[name].data != getattr(self.trainer.datamodule, "reading", None):
+            return -1  # ends the epoch; the next one reads this stage's manifest
         if name != self.stage:
-            self._enter(name)
+            self.enter(name)
+        return None
 
-    def _enter(self, name: str) -> None:
+    def enter(self, name: str) -> None:
         """Freeze what this stage does not train, and say how much it does."""
         self.stage, stage = name, self.stages[name]
         self.feature_cache.clear()

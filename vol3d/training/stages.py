@@ -20,6 +20,7 @@ class Stage:
         learning_rate: peak, reached after `warmup` steps and then lowered along a cosine to a tenth.
         learning_rates: peak of single parts where it differs.
         warmup: steps.
+        data: name of the manifest this stage learns from, one of `VolumeData(manifests=…)`; None for its first.
     """
 
     steps: int | None = None
@@ -28,6 +29,7 @@ class Stage:
     learning_rate: float = 1e-4
     learning_rates: dict[str, float] = field(default_factory=dict)
     warmup: int = 0
+    data: str | None = None
 
     def __post_init__(self) -> None:
         unknown = [part for part in [*self.train, *self.learning_rates] if part not in PARTS]

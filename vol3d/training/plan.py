@@ -1,0 +1,246 @@
+"""`vol3d plan`: what a recipe will cost in memory and time, told before a GPU is rented."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from vol3d.data.batch import Sample, collate
+from vol3d.data.cache import sample
+from vol3d.data.dataset import VolumeData
+from vol3d.model.language import LanguageModel, Pretrained
+from vol3d.training.cli import RecipeCLI, named, quiet
+from vol3d.training.module import VolumeModule
+from vol3d.training.rehearsal import Fakes, Footprint, fakes_of, rehearse
+from vol3d.training.stages import PARTS
+
+logger = logging.getLogger(__name__)
+
+GB = 1e9
+CONTEXT_GB, SPARE = 0.8, 1.05
+"""What CUDA and its libraries take for themselves, and the share lost to fragments: both are rules of thumb."""
+TFLOPS = {16: 65, 24: 121, 40: 312, 48: 181, 80: 312, 96: 990, 141: 990}
+"""Dense bf16 peak of a common card of that many GB (T4, L4, A100, L40S, A100, H100, H200), data sheets."""
+EFFICIENCY = 0.35
+"""Of the peak a training step is guessed to reach."""
+FOUR_BIT = 0.5625
+"""Bytes a weight takes in NF4 with double quantisation, block scales and unquantised vectors counted in."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage at the recipe's batch size: bytes by part at the peak, and seconds a step (a guess)."""
+
+    stage: str
+    batch_size: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    total: int
+    seconds: float
+    largest_batch: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe's cost by stage, whether it fits, and what would make it fit."""
+
+    gpu_gb: float
+    fits: bool
+    peak_gb: float
+    stages: list[StagePlan]
+    parameters: dict[str, dict[str, int]]
+    advice: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{'stage':12}{'batch':>6}{'weights':>10}{'grads':>8}{'optim':>8}{'activ':>8}{'logits':>8}{'peak GB':>9}"
+        ]
+        lines[0] += f"{'s/step':>8}{'max batch':>11}"
+        for s in self.stages:
+            parts = [s.weights, s.gradients, s.optimizer, s.activations, s.logits]
+            row = "".join(f"{part / GB:>{width}.2f}" for part, width in zip(parts, (10, 8, 8, 8, 8), strict=True))
+            lines.append(
+                f"{s.stage:12}{s.batch_size:>6}{row}{s.total / GB:>9.2f}{s.seconds:>8.2f}{s.largest_batch:>11}"
+            )
+        verdict = "fits" if self.fits else "does not fit"
+        lines.append(f"peak {self.peak_gb:.2f} GB with {CONTEXT_GB} GB of CUDA's own: {verdict} {self.gpu_gb:g} GB")
+        return "\n".join([*lines, *self.advice])
+
+
+def plan(recipe: Sequence[str], *, gpu_gb: float | int, tflops: float | int | None = None) -> Plan:
+    """Rehearse every stage of a recipe on tensors without values, and say what it needs.
+
+    Weights, gradients, optimizer state and activations are counted tensor by tensor as PyTorch would allocate them;
+    kernels' scratch memory and fragments are not, and are covered by `SPARE`. Time is a guess from the step's
+    floating point operations. The first studies of the recipe's manifest are looked at for the length of their
+    texts; where there is no manifest yet, phantoms stand in.
+
+    Args:
+        recipe: as for `vol3d fit`: ["--config", "recipe.yaml", "--data.batch_size", "4"].
+        gpu_gb: memory of the card, in GB (10^9 bytes).
+        tflops: its dense bf16 peak; None takes that of a common card of this size.
+
+    Raises:
+        ValueError: a recipe that does not parse, or a language model that is neither here nor reachable.
+    """
+    quiet()
+    tflops = tflops or TFLOPS[min(TFLOPS, key=lambda size: abs(size - gpu_gb))]
+    samples = _samples(_Recipe(recipe).datamodule)
+    asked = _Rehearsal(recipe, samples)
+    room = (gpu_gb - CONTEXT_GB) * GB / SPARE
+    stages = [_stage(asked, name, room, tflops) for name in asked.module.stages]
+    peak = max(stage.total for stage in stages) * SPARE / GB + CONTEXT_GB
+    worst = max(stages, key=lambda stage: stage.total)
+    advice = [] if peak <= gpu_gb else _advice(recipe, samples, worst, room)
+    return Plan(float(gpu_gb), peak <= gpu_gb, peak, stages, asked.counts(), advice)
+
+
+def _stage(rehearsal: _Rehearsal, name: str, room: float, tflops: float | int) -> StagePlan:
+    size = rehearsal.batch_size
+    one, foot = rehearsal(name, 1), rehearsal(name, size)
+    slope = (foot.total - one.total) / (size - 1) if size > 1 else rehearsal(name, 2).total - one.total
+    largest = 1 + int((room - one.total) / max(1, slope)) if one.total <= room else 0
+    parts = (foot.weights, foot.gradients, foot.optimizer, foot.activations, foot.logits, foot.total)
+    return StagePlan(name, size, *parts, foot.flops / (tflops * 1e12 * EFFICIENCY), largest)
+
+
+def _advice(recipe: Sequence[str], samples: list[Sample], worst: StagePlan, room: float) -> list[str]:
+    """What makes the heaviest stage fit, each remedy tried by itself."""
+    advice = []
+    if worst.largest_batch:
+        advice.append(f"--data.batch_size {worst.largest_batch} fits (accumulate_grad_batches makes up for it)")
+    lighter = _Rehearsal(recipe, samples, checkpointing=True)
+    foot = lighter(worst.stage, worst.batch_size)
+    if foot.total < worst.total:
+        fits = "fits" if foot.total <= room else "not enough alone"
+        advice.append(f"recomputing the encoder's activations (checkpointing: true): {foot.total / GB:.2f} GB, {fits}")
+    base = lighter.frozen_language()
+    if base:
+        quarter = foot.total - base * (1 - FOUR_BIT / 2)
+        fits = "fits" if quarter <= room else "not enough alone"
+        advice.append(f"and a 4-bit base (quantization: 4bit): about {quarter / GB:.2f} GB, {fits}")
+    if not any("fits" in line and "not enough" not in line for line in advice):
+        advice.append(
+            "a smaller model, or weights and optimizer spread over GPUs: overlays/fsdp2.yaml, deepspeed_zero3"
+        )
+    return advice
+
+
+class _Recipe(RecipeCLI):
+    """A recipe parsed and built, without a trainer."""
+
+    def __init__(self, recipe: Sequence[str]) -> None:
+        super().__init__(
+            VolumeModule, VolumeData, run=False, args=named(recipe), save_config_callback=None,
+            parser_kwargs={"exit_on_error": False},
+        )  # fmt: skip
+
+    def instantiate_trainer(self, **kwargs: Any) -> None:
+        return None
+
+    @property
+    def precision(self) -> str:
+        return str(self._get(self.config, "trainer").get("precision") or "32")
+
+
+class _Rehearsal:
+    """A recipe's model on tensors without values; called with a stage and a batch size it tells a step's footprint."""
+
+    def __init__(self, recipe: Sequence[str], samples: list[Sample], *, checkpointing: bool = False) -> None:
+        self.samples = samples
+        self.fakes = Fakes()
+        with self.fakes:
+            parsed = _Recipe(recipe)
+            self.module, self.grid, self.batch_size = parsed.model, parsed.datamodule.grid, parsed.datamodule.batch_size
+            self.bf16 = parsed.precision.startswith("bf16")
+            if isinstance(self.module.language, Pretrained):
+                self.module.language = _shape_of(self.module.language)
+            elif self.module.language is not None:
+                texts = [sample.study.report for sample in samples if sample.study.report]
+                self.module.language = self.module.language.build(texts)
+            self.module.configure_model()
+            if parsed.precision == "bf16-true":
+                self.module.to(torch.bfloat16)
+            if checkpointing and hasattr(self.module.model.encoder, "checkpointing"):
+                self.module.model.encoder.checkpointing = True
+        self.module.log = lambda *_, **__: None
+
+    def __call__(self, stage: str, size: int) -> Footprint:
+        module = self.module
+        batch = collate([self.samples[row % len(self.samples)] for row in range(size)])
+        with self.fakes as mode:
+            module.train()
+            module.enter(stage)
+            batch = batch.map_tensors(mode.give)
+            optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.0)
+            language = module.model.language
+
+            def step() -> torch.Tensor:
+                windowed = replace(batch, image=self.grid.window_hu(batch.image), augmented=True)
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+                    return module.training_step(windowed, 0)
+
+            mode.vocabulary = None if language is None else language.causal_lm.config.vocab_size
+            return rehearse(step, module, optimizer, mode)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Parameters by part: all, and those that may learn."""
+        found = {}
+        for name in PARTS:
+            if (part := self.module.part(name)) is not None:
+                parameters = list(part.parameters())
+                learn = sum(p.numel() for p in parameters if id(p) in self.module.learnable)
+                found[name] = {"all": sum(p.numel() for p in parameters), "learn": learn}
+        return found
+
+    def frozen_language(self) -> int:
+        """Bytes of the language model's weights that never learn: those that could be quantised."""
+        language = self.module.model.language
+        frozen = () if language is None else (p for p in language.parameters() if id(p) not in self.module.learnable)
+        return sum(p.numel() * p.element_size() for p in frozen)
+
+
+def _shape_of(source: Pretrained) -> LanguageModel:
+    """A pretrained language model without its weights: config and tokenizer are all that is read."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(source.name), AutoTokenizer.from_pretrained(source.name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"language model {source.name!r}: neither a folder here nor reachable: {error}") from error
+    # Adapters cast their weights, which tensors of a meta device allow and fakes do not.
+    with _disable_current_modes(), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, source.dtype))
+        language = LanguageModel(
+            model, tokenizer, lora=source.lora, prefix=source.prefix, train=source.train,
+            special_tokens=source.special_tokens,
+        )  # fmt: skip
+    return fakes_of(language)
+
+
+def _samples(data: VolumeData, count: int = 2) -> list[Sample]:
+    """The training studies with the longest reports, or phantoms when the recipe's manifest is not there yet."""
+    from vol3d import phantom
+    from vol3d.data.manifest import Manifest
+
+    source = data.source
+    if isinstance(source, Manifest) or Path(source).is_file():
+        studies = sorted(data.manifest.split("train"), key=lambda study: -len(study.report or ""))[:count]
+        return [sample(study, data.grid) for study in studies]
+    logger.warning("%s is not there: phantoms stand in for its studies", source)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Manifest.read(phantom.write(folder, studies=count, seed=0, shape=(64, 64, 32), prevalence=0.5))
+        return [sample(study, data.grid) for study in made]
