@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import test_text_parser as sentences
 import torch
+from volume_files import SHARED, needs_shared
 
-from vol3d.data.augment import Augment, mirror_study
+from vol3d.data.augment import Augment, Transforms
 from vol3d.data.batch import Batch
 from vol3d.data.manifest import Study
+from vol3d.data.mirror import mirror_study
+from vol3d.text.lexicon import swap_finding, swap_sides
+from vol3d.text.ontology import in_report_order
+from vol3d.text.parser import parse_findings
 
 SHAPE = (24, 20, 16)
 SPACING = (2.0, 2.0, 4.0)
@@ -128,3 +137,108 @@ def test_amounts_that_cannot_be() -> None:
     raw = batch()
     with pytest.raises(ValueError, match=r"image is torch\.int16: augment after the window"):
         Augment()(Batch(raw.studies, raw.image.short(), raw.affine))
+
+
+def transform(name: str) -> Any:
+    """Of MONAI or torchio; the flips have the probability 1."""
+    from monai import transforms as monai
+
+    keys = ("image", "mask", "finding_mask")
+    own = {"allow_missing_keys": True}
+    if name.startswith("torchio"):
+        torchio = pytest.importorskip("torchio")
+        return {
+            "torchio flip": lambda: torchio.RandomFlip(axes=0, flip_probability=1.0),
+            "torchio turn": lambda: torchio.RandomFlip(axes=(0, 1), flip_probability=1.0),
+            "torchio move": lambda: torchio.RandomAffine(scales=0.1, degrees=15, translation=3),
+            "torchio noise": lambda: torchio.RandomNoise(std=0.1),
+        }[name]()
+    return {
+        "monai flip": lambda: monai.RandFlipd(keys, prob=1.0, spatial_axis=0, **own),
+        "monai turn": lambda: monai.RandFlipd(keys, prob=1.0, spatial_axis=(0, 1), **own),
+        "monai move": lambda: monai.RandAffined(
+            keys, prob=1.0, rotate_range=0.3, translate_range=2, scale_range=0.1, padding_mode="border",
+            mode=("bilinear", "nearest", "nearest"), **own,
+        ),
+        "monai noise": lambda: monai.RandGaussianNoised("image", prob=1.0, std=0.1, **own),
+        "monai three": lambda: monai.Compose(
+            [monai.RandFlipd(keys, prob=1.0, spatial_axis=axis, **own) for axis in range(3)]
+        ),
+    }[name]()  # fmt: skip
+
+
+NAMES = ["monai flip", "monai turn", "monai move", "monai noise", "monai three"]
+NAMES += ["torchio flip", "torchio turn", "torchio move", "torchio noise"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_words_and_boxes_follow_what_other_libraries_do_to_the_voxels(name: str) -> None:
+    """A box is where the ball is, on the side that the words name: seen from the liver's side, not the grid's."""
+    before = batch(**(WORDS | {"boxes": [{"label": "left", "min_mm": [-43, 23, 125], "max_mm": [-29, 37, 139]}]}))
+    after = Transforms(transform(name))(before, 2)
+    assert not torch.equal(after.image, before.image)
+    mirrored = name.endswith(("flip", "three"))
+    for row, study in enumerate(after.studies):
+        assert study.report.startswith(f"Small {'right' if mirrored else 'left'} pleural effusion"), study.report
+        assert ("kidney_right" in study.mask_labels) == mirrored
+        assert study.boxes[0]["label"] == ("right" if mirrored else "left")
+        low, high = (torch.tensor(study.boxes[0][end], dtype=torch.float64) for end in ("min_mm", "max_mm"))
+        found = centre_mm(after.image[row, 0] > 0.5, after.affine[row])
+        assert torch.dist(found, (low + high) / 2) < 1.0, "mm"
+        assert after.affine[row, :3, :3].det() > 0
+    assert after.mask is not None
+    ball_now = after.mask[0] == 4
+    assert (ball_now & (after.image[0, 0] > 0.5)).sum() > 0.8 * ball_now.sum()
+    assert set(after.mask[0].unique().tolist()) == {0, 4}
+    assert set(after.mask[1].unique().tolist()) == {-1}, "unknown stays unknown"
+    again = Transforms(transform(name))(before, 2)
+    assert torch.equal(again.image, after.image)
+    assert before.studies[0].report == WORDS["report"]
+
+
+@pytest.mark.parametrize("name", ["monai flip", "torchio flip"])
+def test_sided_codes_turn_the_voxels_back(name: str) -> None:
+    sided = batch(**WORDS, codes=["C34.11"], code_system="icd10cm")
+    after = Transforms(transform(name))(sided)
+    assert torch.equal(after.image, sided.image)
+    assert after.mask is not None
+    assert sided.mask is not None
+    assert torch.equal(after.mask, sided.mask)
+    assert after.studies == sided.studies
+    torch.testing.assert_close(after.affine, sided.affine)
+
+
+def test_transforms_that_cannot_serve_a_batch() -> None:
+    from monai.transforms import CenterSpatialCropd, Lambdad, RandFlipd
+
+    with pytest.raises(ValueError, match=r"study 's0': the transform made image \(1, 8, 8, 8\) of \(1, 24, 20, 16\)"):
+        Transforms(CenterSpatialCropd("image", roi_size=(8, 8, 8)))(batch())
+    with pytest.raises(ValueError, match="gave a plain tensor"):
+        Transforms(Lambdad("image", lambda image: image.as_tensor().clone(), track_meta=False))(batch())
+    with pytest.raises(ValueError, match=r"image is torch\.int16: augment after the window"):
+        Transforms(RandFlipd("image"))(Batch(batch().studies, batch().image.short(), batch().affine))
+
+
+def test_sentences_of_radiologists_mirror_with_their_findings() -> None:
+    """Every sentence that the parser is tested with, the real ones included, says the mirrored findings."""
+    texts = [item if isinstance(item, str) else item[0] for item in [*sentences.REAL_LIFE, *sentences.TRICKY]]
+    texts += [item if isinstance(item, str) else item[0] for item in [*sentences.POSITIVE, *sentences.MODEL_LIKE]]
+    assert sum("left" in text.lower() or "right" in text.lower() for text in texts) > 40
+    for text in texts:
+        study = mirror_study(Study("s", Path("a"), findings=text), batch().affine[0].numpy(), SHAPE[0])
+        wanted = in_report_order(swap_finding(finding) for finding in parse_findings(text))
+        assert parse_findings(study.findings) == wanted, text
+
+
+@needs_shared
+def test_names_of_real_masks_mirror_onto_each_other() -> None:
+    """TotalSegmentator's own names: paired organs and ribs change places; vertebrae, heart chambers and colon stay."""
+    labels = json.loads((SHARED / "abdomen_ct_totalseg/labels.json").read_text())["labels"]
+    names = {label["name"] for label in labels.values()}
+    paired = {name for name in names if re.search(r"_(left|right)(_\d+)?$", name) and "heart" not in name}
+    assert len(paired) > 20
+    for name in names:
+        swapped = swap_sides(name)
+        assert swap_sides(swapped) == name
+        assert (swapped != name) == (name in paired), name
+        assert re.sub("left|right", "", swapped) == re.sub("left|right", "", name), "ribs keep their number"

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +19,9 @@ import pytest
 import torch
 
 from vol3d.data import cache as cache_module
+from vol3d.data import entries as entries_module
 from vol3d.data.cache import CacheFullError, VolumeCache, prepare, sample
+from vol3d.data.entries import Compression, read_entry
 from vol3d.data.identity import file_identity
 from vol3d.data.manifest import Manifest, Study
 from vol3d.volume.grid import Grid
@@ -140,27 +143,77 @@ def test_image_with_and_without_masks_is_the_same(tmp_path: Path) -> None:
     assert torch.equal(alone.hu, sample(study, GRID).hu)
 
 
-def test_damaged_entry_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("compression", [None, "blosc2"])
+def test_damaged_entry_is_made_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, compression: Compression | None
+) -> None:
     study = make_manifest(tmp_path, 1)[0]
-    cache = VolumeCache(tmp_path / "cache", GRID)
-    first = cache.get(study)
-    wanted = first.hu.clone()
+    cache = VolumeCache(tmp_path / "cache", GRID, compression)
+    wanted = cache.get(study).hu
     for entry in entries(tmp_path):
         entry.write_bytes(entry.read_bytes()[:-10])
     assert torch.equal(cache.get(study).hu, wanted)
-    assert "is damaged" in caplog.text
+    assert caplog.text.count("is damaged") == 2, "image and mask"
+    if compression:  # whole as a file, broken inside
+        image = max(entries(tmp_path), key=lambda path: path.stat().st_size)
+        whole = image.read_bytes()
+        start = 8 + int.from_bytes(whole[:8], "little") + 128  # header, affine
+        image.write_bytes(whole[:start] + bytes(len(whole) - start))
+        assert torch.equal(cache.get(study).hu, wanted)
+        assert caplog.text.count("is damaged") == 3
+
+
+def test_compressed_and_plain_entries_serve_each_other(tmp_path: Path) -> None:
+    flat = write_nifti(tmp_path / "flat.nii.gz", np.repeat(np.int16([[[-900, 40]]]), 12, 2).repeat(24, 0).repeat(24, 1))
+    studies = [Study("flat", flat), make_manifest(tmp_path, 1)[0]]
+    plain, packed = VolumeCache(tmp_path / "a", GRID), VolumeCache(tmp_path / "b", GRID, "blosc2")
+    for study in studies:
+        wanted, _ = plain.get(study), packed.get(study)
+        for got in (packed.get(study), VolumeCache(tmp_path / "b", GRID).get(study)):
+            assert torch.equal(got.hu, wanted.hu)
+            assert torch.equal(got.affine, wanted.affine)
+            assert (got.mask is None) == (wanted.mask is None)
+            assert got.mask is None or torch.equal(got.mask, wanted.mask)
+        assert VolumeCache(tmp_path / "a", GRID, "blosc2").has(study), "the same name: nothing is made twice"
+    disk = [sum(path.stat().st_size for path in entries(tmp_path / folder)) for folder in "ab"]
+    assert disk[1] < 0.8 * disk[0]
+
+
+def test_compression_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"compression 'zip': choose 'blosc2', or None"):
+        entries_module.check_compression("zip")
+    monkeypatch.setitem(sys.modules, "blosc2", None)
+    with pytest.raises(ImportError, match=r"pip install 'vol3d\[blosc2\]'"):
+        VolumeCache(tmp_path, GRID, "blosc2")
+
+
+def test_only_the_masks_asked_for_are_read(tmp_path: Path) -> None:
+    study = make_manifest(tmp_path, 1)[0]
+    study = replace(study, finding_mask=study.mask, finding_labels={"a": 1})
+    cache = VolumeCache(tmp_path / "cache", GRID)
+    both = cache.get(study)
+    assert both.mask is not None
+    assert both.finding_mask is not None
+    assert torch.equal(both.mask, both.finding_mask), "one file, one entry"
+    assert len(entries(tmp_path)) == 2
+    assert cache.get(study, masks=()).mask is None
+    assert cache.get(study, masks=["finding_mask"]).mask is None
+    study.mask.write_bytes(b"no mask")  # type: ignore[union-attr]
+    assert torch.equal(cache.get(study, masks=()).hu, both.hu)
+    with pytest.raises(ValueError, match="study 's0': "):
+        cache.get(study, masks=["finding_mask"])
 
 
 def test_disk_full_stops_with_a_clear_error_and_whole_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = make_manifest(tmp_path)
-    real = cache_module.atomic
+    real = entries_module.atomic
 
     @contextmanager
     def small_disk(path: Path):
         with real(path) as part:
             yield part if len(entries(tmp_path)) < 3 or path.suffix == ".json" else Path("/dev/full")
 
-    monkeypatch.setattr(cache_module, "atomic", small_disk)
+    monkeypatch.setattr(entries_module, "atomic", small_disk)
     with pytest.raises(CacheFullError, match=r"the disk is full .*goes on where it stopped; 1 of 4 studies are ready"):
         prepare(manifest, GRID, tmp_path / "cache", progress=False)
     monkeypatch.undo()
@@ -179,6 +232,9 @@ def test_what_cannot_fit_is_refused_before_work(tmp_path: Path, monkeypatch: pyt
 
 def test_other_format_is_refused(tmp_path: Path) -> None:
     VolumeCache(tmp_path, GRID)
+    (tmp_path / "cache.json").write_text("{")
+    with pytest.raises(ValueError, match=r"cache\.json: not the card of a cache"):
+        VolumeCache(tmp_path, GRID)
     (tmp_path / "cache.json").write_text('{"format": 99}')
     with pytest.raises(ValueError, match="a cache of format 99, this version reads and writes 1"):
         VolumeCache(tmp_path, GRID)
@@ -186,12 +242,13 @@ def test_other_format_is_refused(tmp_path: Path) -> None:
 
 def _fill(folder: Path) -> None:
     torch.set_num_threads(1)
-    manifest = Manifest(Study(f"s{i}", folder / f"{i}.nii.gz", mask=folder / f"{i}_mask.nii.gz") for i in range(40))
+    manifest = Manifest(Study(f"s{i}", folder / f"{i}.nii.gz", mask=folder / f"{i}_mask.nii.gz") for i in range(16))
     prepare(manifest, GRID, folder / "cache", progress=False)
 
 
 def test_killed_and_doubled_prepare_leave_only_whole_entries(tmp_path: Path) -> None:
-    manifest = make_manifest(tmp_path, 40)
+    manifest = make_manifest(tmp_path, 16)
+    wanted = sample(manifest[15], GRID).hu  # all is imported before the fork
     context = multiprocessing.get_context("fork")
     both = [context.Process(target=_fill, args=(tmp_path,)) for _ in range(2)]
     for process in both:
@@ -205,8 +262,45 @@ def test_killed_and_doubled_prepare_leave_only_whole_entries(tmp_path: Path) -> 
     cache = VolumeCache(tmp_path / "cache", GRID)
     assert all(cache.has(study) for study in manifest)
     for entry in entries(tmp_path):
-        assert cache_module._load(entry) is not None
-    assert torch.equal(cache.get(manifest[39]).hu, sample(manifest[39], GRID).hu)
+        assert read_entry(entry) is not None
+    assert torch.equal(cache.get(manifest[15]).hu, wanted)
+
+
+def _fill_until_half_an_entry(folder: Path) -> None:
+    """Works through three entries and then hangs with half of the fourth on the disk."""
+    whole, written = Path.write_bytes, []
+
+    def slow_disk(path: Path, data: bytes) -> int:
+        written.append(path)
+        if len(written) < 4:
+            return whole(path, data)
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
+            os.fsync(file.fileno())
+        (folder / "half").touch()
+        time.sleep(60)
+        return 0
+
+    Path.write_bytes = slow_disk  # type: ignore[method-assign]
+    _fill(folder)
+
+
+def test_killed_in_the_middle_of_an_entry(tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path, 16)
+    process = multiprocessing.get_context("fork").Process(target=_fill_until_half_an_entry, args=(tmp_path,))
+    process.start()
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "half").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    found = [path for path in entries(tmp_path) if not path.name.startswith(".")]
+    assert len(found) == 3, "the half one has no name that anybody would read"
+    assert all(read_entry(entry) is not None for entry in found)
+    [part] = [path for path in (tmp_path / "cache").rglob(".*") if cache_module.PART in path.name]
+    assert read_entry(part) is None
+    report = prepare(manifest, GRID, tmp_path / "cache", progress=False)
+    assert (report.ready, report.made, report.failed) == (1, 15, 0)
 
 
 def test_leftovers_of_killed_runs_are_removed_later(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 from test_data_cache import GRID, make_manifest
 
 from vol3d.data.augment import Augment
-from vol3d.data.batch import Batch
+from vol3d.data.batch import Batch, collate
 from vol3d.data.dataset import VolumeData, VolumeDataset
 from vol3d.data.manifest import Manifest
 from vol3d.volume.grid import Grid
@@ -100,6 +101,44 @@ def test_resume_from_the_end_of_an_epoch(manifest: Path, tmp_path: Path) -> None
     assert resumed.seen == whole.seen[8:]
 
 
+class Ranked(Recorder):
+    """Writes down what each of the processes saw, as soon as it saw it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
+        self.folder.mkdir(exist_ok=True)
+        with (self.folder / str(self.global_rank)).open("a") as file:
+            file.writelines(f"{study.study}\n" for study in batch.studies)
+        return super().training_step(batch, index)
+
+
+def fit_on_two(manifest: Path, seen: Path, *, steps: int, ckpt: Path | None = None) -> list[list[str]]:
+    """What two gloo processes saw, in order; a checkpoint `last.ckpt` is left after the last step."""
+    trainer = Trainer(
+        accelerator="cpu", devices=2, strategy=DDPStrategy(start_method="fork", process_group_backend="gloo"),
+        max_steps=steps, max_epochs=9, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, limit_val_batches=0, default_root_dir=seen.parent, use_distributed_sampler=True,
+        callbacks=[ModelCheckpoint(seen.parent / seen.name / "checkpoints", "step", every_n_train_steps=1)],
+    )  # fmt: skip
+    data = VolumeData(manifest, GRID, cache=manifest.parent / "cache", batch_size=1, seed=3, augment=SHAKE)
+    trainer.fit(Ranked(seen), data, ckpt_path=ckpt, weights_only=False if ckpt else None)
+    return [(seen / rank).read_text().split() for rank in "01"]
+
+
+def test_two_processes_share_an_epoch_and_resume_in_its_middle(manifest: Path, tmp_path: Path) -> None:
+    whole = fit_on_two(manifest, tmp_path / "whole", steps=8)
+    for epoch in (slice(0, 4), slice(4, 8)):
+        shards = [rank[epoch] for rank in whole]
+        assert sorted(shards[0] + shards[1]) == [f"s{i}" for i in range(8)], "each study once, none twice"
+    assert whole[0][:4] != whole[0][4:], "another order in the next epoch"
+    first = fit_on_two(manifest, tmp_path / "first", steps=3)
+    rest = fit_on_two(manifest, tmp_path / "rest", steps=8, ckpt=tmp_path / "first/checkpoints/step.ckpt")
+    assert [one + two for one, two in zip(first, rest, strict=True)] == whole
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_order_follows_seed_and_epoch_alone(manifest: Path, workers: int) -> None:
     def order(seed: int) -> list[str]:
@@ -160,6 +199,61 @@ def test_in_memory_reads_once(manifest: Path, tmp_path: Path) -> None:
     first = dataset[0].hu
     dataset.manifest[0].image.unlink()
     assert dataset[0].hu is first
+
+
+@pytest.mark.parametrize("masks", [True, False, ["mask"], ["finding_mask"]])
+def test_masks_that_no_task_reads_are_left_on_the_disk(manifest: Path, masks: bool | list[str]) -> None:
+    data = VolumeData(manifest, GRID, masks=masks, in_memory=True)
+    batch = next(iter(data.train_dataloader()))
+    assert (batch.mask is not None) == (masks in (True, ["mask"]))
+    assert batch.finding_mask is None
+    with pytest.raises(ValueError, match=r"masks \['liver'\]: choose from mask, finding_mask"):
+        VolumeDataset(data.manifest, GRID, masks=["liver"])
+
+
+def test_a_batch_is_not_copied_and_its_memory_serves_again_only_when_free(manifest: Path, tmp_path: Path) -> None:
+    dataset = VolumeDataset(Manifest.read(manifest), GRID, tmp_path / "cache", masks=False)
+    alone = [dataset[index].hu for index in range(6)]
+    assert all(hu.untyped_storage().nbytes() == hu.nbytes for hu in alone), "no batch is kept alive by one sample"
+    for _ in range(2):  # made, then read from the cache
+        samples = dataset.__getitems__([0, 1])
+        first = collate(samples)
+        assert first.image.data_ptr() == samples[0].hu.data_ptr()
+        view, place = first.image[1, 0], first.image.data_ptr()
+        del samples, first
+        second = collate(dataset.__getitems__([2, 3]))
+        assert second.image.data_ptr() != place, "a view is still held"
+        assert torch.equal(view, alone[1][0])
+        del view
+        third = collate(dataset.__getitems__([4, 5]))
+        assert third.image.data_ptr() == place, "nobody holds it any more"
+        assert torch.equal(second.image, torch.stack(alone[2:4]))
+        assert torch.equal(third.image, torch.stack(alone[4:]))
+        del second, third
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_collate_takes_samples_in_any_place_and_order(manifest: Path, in_memory: bool) -> None:
+    dataset = VolumeDataset(Manifest.read(manifest), GRID, in_memory=in_memory)
+    dataset.manifest = Manifest([*list(dataset.manifest)[:3], replace(dataset.manifest[3], mask=None)])
+    samples = dataset.__getitems__([2, 0, 3])
+    batch = collate(samples)
+    for row, index in enumerate([2, 0, 3]):
+        assert torch.equal(batch.image[row], dataset[index].hu)
+    assert batch.mask is not None
+    assert set(batch.mask[2].unique().tolist()) == {-1}
+    turned = collate(samples[::-1])
+    assert torch.equal(turned.image, batch.image.flip(0))
+    assert torch.equal(collate([samples[0], samples[2]]).image, batch.image[[0, 2]])
+
+
+def test_workers_hand_over_the_same_batches(manifest: Path, tmp_path: Path) -> None:
+    loaders = [VolumeData(manifest, GRID, tmp_path / "cache", seed=1, num_workers=n).train_dataloader() for n in (0, 2)]
+    for ours, theirs in zip(*loaders, strict=True):
+        assert torch.equal(ours.image, theirs.image)
+        assert ours.mask is not None
+        assert torch.equal(ours.mask, theirs.mask)
+        assert theirs.image.is_shared()
 
 
 def test_unreadable_study_stops_the_run_by_name(manifest: Path) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from monai.transforms import RandFlipd
 
 from vol3d import phantom
-from vol3d.data.augment import Augment
+from vol3d.data.augment import Augment, Transforms
 from vol3d.data.cache import prepare
 from vol3d.data.dataset import VolumeData
 from vol3d.data.doctor import doctor
@@ -29,8 +30,16 @@ def test_doctor_finds_phantoms_sound(manifest: Path) -> None:
     assert findings == []
 
 
-@pytest.mark.parametrize("augment", [Augment(), Augment(flip=1.0), Augment(rotate=10.0, zoom=0.1, flip=0.5, seed=1)])
-def test_left_is_left_in_the_batch(manifest: Path, tmp_path: Path, augment: Augment) -> None:
+@pytest.mark.parametrize(
+    "augment",
+    [
+        Augment(),
+        Augment(flip=1.0),
+        Augment(rotate=10.0, zoom=0.1, flip=0.5, seed=1),
+        Transforms(RandFlipd(("image", "mask", "finding_mask"), prob=0.5, spatial_axis=0)),
+    ],
+)
+def test_left_is_left_in_the_batch(manifest: Path, tmp_path: Path, augment: Augment | Transforms) -> None:
     assert prepare(manifest, GRID, tmp_path, progress=False).failed == 0
     data = VolumeData(Manifest.read(manifest), GRID, cache=tmp_path, batch_size=4)
     sided = 0

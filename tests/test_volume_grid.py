@@ -17,7 +17,7 @@ from volume_files import SHARED, body, needs_shared, oblique, save_nifti
 
 from vol3d.volume.geometry import Geometry
 from vol3d.volume.grid import Grid, check_same_grid, resample
-from vol3d.volume.read import read, read_mask
+from vol3d.volume.read import load, read, read_mask
 
 
 def tensor(array: np.ndarray, affine: np.ndarray) -> MetaTensor:
@@ -305,6 +305,20 @@ def test_windows_are_channels_and_batched_equals_one_by_one() -> None:
         grid.window_hu(out)
 
 
+@pytest.mark.parametrize("window", [(-1000, 1000), [(-1000, 200), (-160, 240)], "minmax", "zscore"])
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
+def test_window_into_memory_that_is_used_again(window: object, dtype: torch.dtype) -> None:
+    grid = Grid(window=window, out_range=(-1, 1))  # type: ignore[arg-type]
+    hu = torch.from_numpy(np.stack([body((8, 8, 8), seed) for seed in range(2)]))[:, None].to(dtype)
+    before = hu.clone()
+    out = torch.full((2, grid.channels, 8, 8, 8), torch.nan)
+    assert grid.window_hu(hu, out) is out
+    assert torch.equal(out, grid.window_hu(hu))
+    assert torch.equal(hu, before), "the volume itself is not touched"
+    with pytest.raises(ValueError, match=r"out is \(2, 8, 8, 8\) torch.float32, .* volume \(2, \d, 8, 8, 8\)"):
+        grid.window_hu(hu, out[:, 0])
+
+
 @pytest.mark.parametrize("rule", ["minmax", "percentile", "zscore"])
 def test_rules_see_each_volume_alone(rule: str) -> None:
     hu = torch.from_numpy(np.stack([body((8, 8, 8), seed) * (seed + 1) for seed in range(2)]))[:, None]
@@ -315,6 +329,22 @@ def test_rules_see_each_volume_alone(rule: str) -> None:
         assert out.amin() == 0
         assert out[0].amax() == out[1].amax() == 1
     assert torch.isfinite(Grid(window=rule).window_hu(torch.zeros(1, 4, 4, 4))).all()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_foreground_is_found_slab_by_slab(order: str, tmp_path: Path) -> None:
+    """The same box from the file, where padding becomes air first and the slope may be negative, as from the volume."""
+    array = np.full((40, 24, 50), -1024, np.int16)
+    array[0], array[3, 2:20, 18:40] = -3024, np.arange(18 * 22).reshape(18, 22) - 300
+    path = save_nifti(tmp_path / "a.nii", np.asarray(-array, order=order), np.diag([2.0, 2, 2, 1]), scl_slope=-1.0)
+    grid = Grid(shape=(1, 9, 11), crop="foreground")
+    volume = read(path)
+    axes, target, *_ = grid._plan(volume)
+    assert [(axis.source, round(axis.step * axis.size)) for axis in axes] == [(40, 1), (24, 18), (50, 22)]
+    assert torch.equal(grid.read(path).as_tensor(), grid.resample(volume).as_tensor())
+    mask = MetaTensor((volume.as_tensor() > -1024).short(), affine=volume.affine)
+    for like in (volume, load(path)):
+        assert torch.equal(grid.resample_mask(mask, like).as_tensor(), torch.ones(1, *target.shape).short())
 
 
 def test_every_preset_prepares_a_volume() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
-from volume_files import body, oblique
+from volume_files import body, oblique, save_nifti
 
 from vol3d.volume.geometry import LPS_TO_RAS
 from vol3d.volume.read import read, read_mask
@@ -145,8 +145,49 @@ def test_layers_of_segments(tmp_path: Path) -> None:
     assert (mask[0, :3] == 1).all()
     assert (mask[0, 4:] == 2).all()
     layers[1, 2, 0, 0] = 1
-    with pytest.raises(ValueError, match="segments 'cyst' and 'liver' share 1 voxels"):
+    with pytest.raises(ValueError, match=r"segments 'cyst' and 'liver' share 1 voxels.*segments=\['liver', 'cyst'\]"):
         read_mask(save_segments(tmp_path / "o.seg.nrrd", layers))
+
+
+def test_overlapping_segments_are_chosen_by_name(tmp_path: Path) -> None:
+    """Nothing of a segment is lost: each alone is whole, and together the last covers the others."""
+    layers = np.zeros((2, 6, 5, 4))
+    layers[0, :4], layers[1, 3:] = 1, 1
+    path = save_segments(tmp_path / "o.seg.nrrd", layers)
+    for name, number, inside in (("liver", 1, layers[0]), ("cyst", 2, layers[1])):
+        mask = read_mask(path, segments=[name])
+        np.testing.assert_array_equal(mask[0].numpy(), number * inside)
+        assert mask.meta["labels"] == {number: name}
+    assert (read_mask(path, segments=["liver", "cyst"])[0, 3] == 2).all()
+    assert (read_mask(path, segments=["cyst", "liver"])[0, 3] == 1).all()
+    with pytest.raises(ValueError, match=r"segment 'spleen' occurs 0 times; its segments are \['liver', 'cyst'\]"):
+        read_mask(path, segments=["spleen"])
+    with pytest.raises(ValueError, match="is not a list of names"):
+        read_mask(path, segments="liver")
+    path.write_bytes(path.read_bytes().replace(b"Segment1_Layer:=1", b"Segment1_Layer:=9"))
+    with pytest.raises(ValueError, match="segment 'cyst' is in layer 9 of 2"):
+        read_mask(path)
+
+
+def test_segments_of_one_layer_and_of_none(tmp_path: Path) -> None:
+    """One shared layer keeps its label values; a file without segments has none to choose."""
+    body_ = np.zeros((6, 5, 4), np.uint8)
+    body_[:2], body_[4:] = 5, 9
+    text = SEGMENTS.replace("4\nspace:", "3\nspace:").replace("2 6 5 4", "6 5 4").replace("none ", "")
+    text = text.replace("list domain", "domain").replace("0_LabelValue:=1", "0_LabelValue:=5")
+    text = text.replace("1_LabelValue:=1", "1_LabelValue:=9").replace("1_Layer:=1", "1_Layer:=0")
+    path = tmp_path / "one.seg.nrrd"
+    path.write_bytes(text.encode() + body_.tobytes(order="F"))
+    assert read_mask(path).meta["labels"] == {5: "liver", 9: "cyst"}
+    mask = read_mask(path, segments=["cyst"])
+    assert mask.meta["labels"] == {9: "cyst"}
+    np.testing.assert_array_equal(mask[0].numpy(), np.where(body_ == 9, 9, 0))
+    plain = save_nrrd(tmp_path / "plain.nrrd")
+    with pytest.raises(ValueError, match="names no segments"):
+        read_mask(plain, segments=["cyst"])
+    other = save_nifti(tmp_path / "mask.nii", body_)
+    with pytest.raises(ValueError, match=r"only 3D Slicer's .seg.nrrd has segments"):
+        read_mask(other, segments=["cyst"])
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])

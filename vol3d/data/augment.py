@@ -1,14 +1,14 @@
 """Augmentation on the device, a whole batch at a time, that never lets image and words disagree.
 
 A report says left and right, so a mirrored volume needs a mirrored report. Here a flip is off by default, and where
-it is asked for, the words, label names and boxes turn with the voxels.
+it is asked for, the words, label names and boxes turn with the voxels. MONAI's and torchio's transforms know of no
+report; their results are looked at, and where the body came out mirrored, its study's row is mirrored too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vol3d.data.batch import Batch
+from vol3d.data.mirror import mirror_study, names_a_side
 from vol3d.data.study import Study
-from vol3d.text.lexicon import swap_sides
 
-_TEXTS = ("report", "findings", "impression")
+Moved = tuple[dict[str, Tensor], NDArray[np.float64]]
+"""What a transform made of a study's volumes, and the matrix new voxel index → old voxel index."""
+_PROBES = 24
+"""Voxels along each axis that are asked where they came from."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ def _move_mask(mask: Tensor | None, places: Tensor) -> Tensor | None:
 
 
 def _flip(batch: Batch, wanted: Tensor) -> Batch:
-    rows = [row for row, study in enumerate(batch.studies) if bool(wanted[row]) and not _names_a_side(study)]
+    rows = [row for row, study in enumerate(batch.studies) if bool(wanted[row]) and not names_a_side(study)]
     if not rows:
         return batch
     studies = list(batch.studies)
@@ -193,41 +196,132 @@ def _flip(batch: Batch, wanted: Tensor) -> Batch:
     )
 
 
-def _names_a_side(study: Study) -> bool:
-    """Whether a code of the study may tell left from right: ICD-10-CM codes do (C34.11 and C34.12), others do not."""
-    from vol3d.text.ontology import FINDINGS
+class Transforms:
+    """A transform of MONAI or torchio on each study of a windowed batch, as `VolumeData(augment=…)` takes it.
 
-    sideless = {kind.icd10cm for kind in FINDINGS.values()}
-    return study.code_system == "icd10cm" and not sideless.issuperset([*study.codes, *study.codes_absent])
-
-
-def mirror_study(study: Study, affine: NDArray[np.float64], width: int) -> Study:
-    """The row of a study whose voxels were flipped along x: texts, label names, boxes and questions turned with it.
+    Affines follow the voxels. A body that comes out mirrored (an odd number of flips, along whichever axes) gets its
+    words, label names and boxes turned; a study with codes that may name a side gets its voxels turned back instead.
+    An elastic transform moves the edges of boxes against the voxels by as much as it bends.
 
     Args:
-        affine: (4, 4) voxel index → RAS mm of the grid that was flipped.
-        width: its voxels along x.
+        transform: a MONAI dictionary transform (keys "image", "mask", "finding_mask"; give it
+            `allow_missing_keys=True` where not every batch has all), which runs on the device; or a torchio
+            transform, which runs on the CPU.
+        seed: the same seed and step give the same result.
+
+    Example:
+        >>> from monai.transforms import RandFlipd
+        >>> augment = Transforms(RandFlipd("image", prob=0.5, spatial_axis=0))
     """
-    changes: dict[str, Any] = {name: swap_sides(text) for name in _TEXTS if (text := vars(study)[name])}
-    for name in ("labels_known", "mask_labels", "finding_labels"):
-        changes[name] = {swap_sides(key): value for key, value in getattr(study, name).items()}
-    changes["boxes"] = [_mirror_box(box, affine, width) for box in study.boxes]
-    changes["questions"] = [_mirror_texts(question) for question in study.questions]
-    return replace(study, **changes)
+
+    def __init__(self, transform: Callable[[Any], Any], seed: int = 0) -> None:
+        self.transform = transform
+        self.seed = seed
+        self._run = _torchio if type(transform).__module__.partition(".")[0] == "torchio" else _monai
+
+    def __call__(self, batch: Batch, step: int = 0) -> Batch:
+        """The augmented batch.
+
+        Shape:
+            image (batch, channels, x, y, z) float, as windowed; the same out.
+
+        Raises:
+            ValueError: the transform changed the shape, or threw the affine away.
+        """
+        if not batch.image.is_floating_point():
+            raise ValueError(f"image is {batch.image.dtype}: augment after the window, when it is float")
+        rows = [self._row(batch, row, step) for row in range(len(batch))]
+        volumes, affines, studies = zip(*rows, strict=True)
+        stacked = {name: torch.stack([each[name] for each in volumes]) for name in volumes[0]}
+        masks = {name: stacked[name][:, 0] for name in ("mask", "finding_mask") if name in stacked}
+        return replace(batch, studies=list(studies), image=stacked["image"], affine=torch.stack(affines), **masks)
+
+    def _row(self, batch: Batch, row: int, step: int) -> tuple[dict[str, Tensor], Tensor, Study]:
+        given = {"image": batch.image[row]}
+        for name in ("mask", "finding_mask"):
+            if (masks := getattr(batch, name)) is not None:
+                given[name] = masks[row][None]
+        study, affine = batch.studies[row], batch.affine[row].cpu().numpy()
+        made, source = self._seeded(given, affine, hash((self.seed, step, row)) % 2**32)
+        for name, volume in made.items():
+            if volume.shape != given[name].shape:
+                raise ValueError(
+                    f"study {study.study!r}: the transform made {name} {tuple(volume.shape)} of "
+                    f"{tuple(given[name].shape)}: a batch needs one grid; add a crop or pad to its end"
+                )
+            unknown = name != "image" and bool((given[name] == -1).all())
+            made[name] = given[name] if unknown else volume.to(given[name])
+        affine = affine @ source
+        if np.linalg.det(source[:3, :3]) < 0:
+            width = batch.image.shape[2]
+            # Described as a mirrored body on a grid that is none, as every grid of vol3d.
+            affine = affine @ _mirror(width)
+            if names_a_side(study):
+                made = {name: volume.flip(1) for name, volume in made.items()}
+            else:
+                study = mirror_study(study, affine, width)
+        return made, torch.from_numpy(affine).to(batch.affine), study
+
+    def _seeded(self, given: dict[str, Tensor], affine: NDArray[np.float64], seed: int) -> Moved:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if hasattr(self.transform, "set_random_state"):
+                self.transform.set_random_state(seed=seed)
+            return self._run(self.transform, given, affine)
 
 
-def _mirror_texts(question: Mapping[str, Any]) -> dict[str, Any]:
-    swap: Callable[[Any], Any] = lambda value: swap_sides(value) if isinstance(value, str) else value  # noqa: E731
-    return {
-        name: [swap(item) for item in value] if isinstance(value, list) else value if name == "kind" else swap(value)
-        for name, value in question.items()
-    }
+def _mirror(width: int) -> NDArray[np.float64]:
+    """Voxel index → that of the other side."""
+    flip = np.diag([-1.0, 1, 1, 1])
+    flip[0, 3] = width - 1
+    return flip
 
 
-def _mirror_box(box: Mapping[str, Any], affine: NDArray[np.float64], width: int) -> dict[str, Any]:
-    ends = zip(box["min_mm"], box["max_mm"], strict=True)
-    corners = np.array([(*corner, 1.0) for corner in product(*ends)]) @ np.linalg.inv(affine).T
-    corners[:, 0] = width - 1 - corners[:, 0]
-    turned = (corners @ affine.T)[:, :3]
-    low, high = turned.min(axis=0), turned.max(axis=0)
-    return {**box, "label": swap_sides(box["label"]), "min_mm": low.tolist(), "max_mm": high.tolist()}
+def _monai(transform: Callable[[Any], Any], given: dict[str, Tensor], affine: NDArray[np.float64]) -> Moved:
+    """MONAI writes into the affine what it does to the voxels."""
+    from monai.data import MetaTensor
+
+    made = transform({k: MetaTensor(v.clone(), affine=torch.from_numpy(affine.copy())) for k, v in given.items()})
+    image = made["image"]
+    if not isinstance(image, MetaTensor):
+        raise ValueError(
+            "the transform gave a plain tensor, so that nobody knows whether left is left: use MONAI's dictionary "
+            "transforms with metadata (monai.data.set_track_meta(True))"
+        )
+    source = np.linalg.inv(affine) @ image.affine.cpu().numpy().astype(np.float64)
+    return {name: made[name].as_subclass(Tensor) for name in given}, source
+
+
+def _torchio(transform: Callable[[Any], Any], given: dict[str, Tensor], affine: NDArray[np.float64]) -> Moved:
+    """torchio moves voxels and leaves the affine, so a label map of voxel numbers travels along."""
+    try:
+        import torchio
+    except ImportError as error:
+        raise ImportError("torchio's transforms need torchio: pip install 'vol3d[torchio]'") from error
+
+    shape = tuple(given["image"].shape[1:])
+    number = torch.arange(1, int(np.prod(shape)) + 1, dtype=torch.int32).reshape(1, *shape)
+    subject = torchio.Subject(
+        image=torchio.ScalarImage(tensor=given["image"].cpu(), affine=affine),
+        number=torchio.LabelMap(tensor=number, affine=affine),
+        **{k: torchio.LabelMap(tensor=v.cpu(), affine=affine) for k, v in given.items() if k != "image"},
+    )
+    moved = transform(subject)
+    made = {name: moved[name].data.to(volume.device) for name, volume in given.items()}
+    if tuple(made["image"].shape[1:]) != shape:
+        return made, np.eye(4)
+    return made, _fit(moved["number"].data[0].round().long().numpy() - 1, shape)
+
+
+def _fit(number: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """The affine map nearest to where each voxel came from (−1: from outside)."""
+    places = np.meshgrid(*[np.linspace(0, size - 1, min(size, _PROBES)).astype(int) for size in shape], indexing="ij")
+    new = np.stack([place.ravel() for place in places], axis=1)
+    new = new[number[tuple(new.T)] >= 0]
+    old = np.stack(np.unravel_index(number[tuple(new.T)], shape), axis=1)
+    if np.array_equal(new, old):
+        return np.eye(4)
+    known = np.concatenate([new, np.ones((len(new), 1))], axis=1)
+    source = np.eye(4)
+    source[:3] = np.linalg.lstsq(known, old, rcond=None)[0].T
+    return source

@@ -71,7 +71,7 @@ class Batch:
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Samples on one grid → a Batch.
+    """Samples on one grid → a Batch; samples that lie one behind the other in one memory are not copied.
 
     Raises:
         ValueError: two samples differ in shape (both named, with their shapes).
@@ -85,7 +85,7 @@ def collate(samples: list[Sample]) -> Batch:
             )
     return Batch(
         studies=[sample.study for sample in samples],
-        image=torch.stack([sample.hu for sample in samples]),
+        image=_stack([sample.hu for sample in samples]),
         affine=torch.stack([sample.affine for sample in samples]),
         mask=_stack_masks([sample.mask for sample in samples], first.hu.shape[1:]),
         finding_mask=_stack_masks([sample.finding_mask for sample in samples], first.hu.shape[1:]),
@@ -96,4 +96,14 @@ def _stack_masks(masks: list[Tensor | None], shape: torch.Size) -> Tensor | None
     if all(mask is None for mask in masks):
         return None
     unknown = torch.full(shape, -1, dtype=torch.int16)
-    return torch.stack([unknown if mask is None else mask for mask in masks])
+    return _stack([unknown if mask is None else mask for mask in masks])
+
+
+def _stack(volumes: list[Tensor]) -> Tensor:
+    first, voxels = volumes[0], volumes[0].numel()
+    memory = first.untyped_storage().data_ptr()
+    for row, volume in enumerate(volumes):
+        behind = volume.untyped_storage().data_ptr() == memory and volume.is_contiguous()
+        if not behind or volume.storage_offset() != first.storage_offset() + row * voxels:
+            return torch.stack(volumes)
+    return first.as_strided((len(volumes), *first.shape), (voxels, *first.stride()))

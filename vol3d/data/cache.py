@@ -2,6 +2,7 @@
 
 An entry is HU in int16 before any window, so that one cache serves every window. Its name is a hash of the grid,
 of what the file holds and of the cache's format: another grid or a changed file finds no entry and makes a new one.
+How an entry looks inside is told in `vol3d.data.entries`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache as remember
@@ -27,18 +28,20 @@ import torch
 from torch import Tensor
 
 from vol3d.data.batch import Sample
-from vol3d.data.formats import PART, atomic
+from vol3d.data.entries import SUFFIX, Compression, Room, check_compression, no_room, read_entry, write_entry
 from vol3d.data.identity import file_identity
 from vol3d.data.manifest import Manifest, Study
 from vol3d.data.parallel import map_in_order
 from vol3d.data.study import in_manifest_words
+from vol3d.volume.atomic import PART, atomic
 from vol3d.volume.grid import Grid
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Of the entries and of how they are named; also counted up when reading or resampling changes its result."""
-SUFFIX = ".safetensors"
+MASKS = ("mask", "finding_mask")
+"""The label maps that a study may have."""
 _STALE_SECONDS = 3600
 
 
@@ -67,26 +70,35 @@ class VolumeCache:
     Args:
         folder: where entries lie; one folder serves many grids.
         grid: the preprocessing card.
+        compression: how new entries are written: "blosc2" (LZ4, lossless) takes about half the disk and three times
+            the time to read. Entries of either kind are read, whatever is given here.
 
     Raises:
         ValueError: the folder was written by another version of the format.
+        ImportError: blosc2 is asked for and not installed.
     """
 
-    def __init__(self, folder: str | Path, grid: Grid) -> None:
+    def __init__(self, folder: str | Path, grid: Grid, compression: Compression | None = None) -> None:
+        check_compression(compression)
         self.grid = grid
+        self.compression = compression
         self.root = Path(folder).absolute()
         self.folder = self.root / grid.fingerprint[:16]
         _check_format(self.root / "cache.json")
 
-    def get(self, study: Study) -> Sample:
+    def get(self, study: Study, masks: Collection[str] = MASKS, room: Room = no_room) -> Sample:
         """The study on the grid.
+
+        Args:
+            masks: which label maps to load; the others are None in the sample.
+            room: memory for "hu" and each mask, by name and shape (a batch's own); None makes some.
 
         Raises:
             ValueError, OSError: the image or a mask cannot be used; the message names the study.
             CacheFullError: the disk is full.
         """
         with _named(study):
-            return _sample(study, self.grid, self._through)
+            return _sample(study, self.grid, self._through, masks, room)
 
     def has(self, study: Study) -> bool:
         """Whether image and masks of the study are in the cache as their files are now."""
@@ -137,24 +149,23 @@ class VolumeCache:
         name = hashlib.sha256(key.encode()).hexdigest()[:40]
         return self.folder / name[:2] / (name + SUFFIX)
 
-    def _through(self, study: Study, mask: Path | None, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def _through(
+        self, study: Study, mask: Path | None, make: Callable[[], dict[str, Tensor]], room: Room
+    ) -> dict[str, Tensor]:
         path = self._path(study, mask)
-        stored = _load(path)
+        stored = read_entry(path, room)
         if stored is not None:
             return stored
         tensors = make()
         self._store(path, tensors)
-        return tensors
+        return _moved(tensors, room)
 
     def _store(self, path: Path, tensors: dict[str, Tensor]) -> None:
-        from safetensors.torch import save
-
         try:
             if not (self.folder / "grid.json").exists():
                 with atomic(self.folder / "grid.json") as part:
                     part.write_text(json.dumps(self.grid.to_dict(), indent=1))
-            with atomic(path) as part:
-                part.write_bytes(save(tensors))
+            write_entry(path, tensors, self.compression)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -193,6 +204,7 @@ def prepare(
     cache: str | Path,
     workers: int = 0,
     *,
+    compression: Compression | None = None,
     progress: bool = True,
 ) -> FillReport:
     """Fills the cache for a manifest, going on where an earlier run stopped.
@@ -201,41 +213,53 @@ def prepare(
 
     Args:
         workers: processes beside this one; 0 works in this one.
+        compression: "blosc2" halves the disk; see `VolumeCache`.
 
     Raises:
         CacheFullError: no room; studies that are ready stay ready.
         ManifestError, ValueError: the manifest or the cache folder cannot be used.
     """
     manifest = manifest if isinstance(manifest, Manifest) else Manifest.read(manifest)
-    return VolumeCache(cache, grid).fill(manifest, workers, progress=progress)
+    return VolumeCache(cache, grid, compression).fill(manifest, workers, progress=progress)
 
 
-def sample(study: Study, grid: Grid) -> Sample:
-    """The study on the grid, prepared from its files without any cache."""
+def sample(study: Study, grid: Grid, masks: Collection[str] = MASKS, room: Room = no_room) -> Sample:
+    """The study on the grid, prepared from its files without any cache; arguments as for `VolumeCache.get`."""
     with _named(study):
-        return _sample(study, grid, lambda study, mask, make: make())
+        return _sample(study, grid, lambda study, mask, make, room: _moved(make(), room), masks, room)
 
 
-Through = Callable[[Study, Path | None, Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
+Through = Callable[[Study, Path | None, Callable[[], dict[str, Tensor]], Room], dict[str, Tensor]]
 
 
-def _sample(study: Study, grid: Grid, through: Through) -> Sample:
-    from vol3d.volume.read import read, read_mask
+def _sample(study: Study, grid: Grid, through: Through, masks: Collection[str], room: Room) -> Sample:
+    from vol3d.volume.read import load, read_mask
 
     options = {} if (modality := _modality(study)) is None else {"modality": modality}
-    masks = [study.mask, study.finding_mask]
-    volume = remember(lambda: read(study.image, **options))
+    loaded = remember(lambda: load(study.image, **options))
 
     def image() -> dict[str, Tensor]:
-        on_grid = grid.resample(volume()) if any(masks) else grid.read(study.image, **options)
+        on_grid = grid.place(loaded())
         return {"hu": _plain_tensor(on_grid), "affine": torch.as_tensor(on_grid.affine, dtype=torch.float64).clone()}
 
     def mask(path: Path) -> dict[str, Tensor]:
-        return {"mask": _plain_tensor(grid.resample_mask(read_mask(path), like_volume=volume()))[0]}
+        return {"mask": _plain_tensor(grid.resample_mask(read_mask(path), like_volume=loaded()))[0]}
 
-    stored = through(study, None, image)
-    on_grid = [None if path is None else through(study, path, partial(mask, path))["mask"] for path in masks]
-    return Sample(study, stored["hu"], stored["affine"], *on_grid)
+    stored = through(study, None, image, room)
+    on_grid: dict[str, Tensor] = {}
+    for name in masks:
+        path = getattr(study, name)
+        if path is not None:
+            # The entry calls either of them "mask": one file may be both.
+            own_room = lambda _, shape, name=name: room(name, shape)  # noqa: E731
+            on_grid[name] = through(study, path, partial(mask, path), own_room)["mask"]
+    return Sample(study, stored["hu"], stored["affine"], **on_grid)
+
+
+def _moved(tensors: dict[str, Tensor], room: Room) -> dict[str, Tensor]:
+    """What was just made, in the memory it is wanted in."""
+    places = {name: room(name, tuple(t.shape)) for name, t in tensors.items() if t.dtype == torch.int16}
+    return tensors | {name: place.copy_(tensors[name]) for name, place in places.items() if place is not None}
 
 
 def _modality(study: Study) -> str | None:
@@ -246,20 +270,6 @@ def _modality(study: Study) -> str | None:
 
 def _plain_tensor(tensor: Tensor) -> Tensor:
     return tensor.as_subclass(Tensor).to(torch.int16).contiguous()
-
-
-def _load(path: Path) -> dict[str, Tensor] | None:
-    """An entry's tensors, or None when there is none (or none that can be used, after a disk error)."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        return None
-    except SafetensorError as error:
-        log.warning("cache entry %s is damaged (%s): made anew", path.name, error)
-        return None
 
 
 @contextmanager
@@ -289,7 +299,10 @@ def _check_format(path: Path) -> None:
     if not path.exists():
         with atomic(path) as part:
             part.write_text(json.dumps({"format": FORMAT}))
-    found = json.loads(path.read_text()).get("format")
+    try:
+        found = json.loads(path.read_text()).get("format")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise ValueError(f"{path}: not the card of a cache: give another folder, or remove this one") from error
     if found != FORMAT:
         raise ValueError(
             f"{path.parent}: a cache of format {found}, this version reads and writes {FORMAT}: "

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from vol3d.data.batch import Batch, Sample, collate
-from vol3d.data.cache import VolumeCache, sample
+from vol3d.data.cache import MASKS, VolumeCache, sample
+from vol3d.data.entries import Compression, Room, no_room
 from vol3d.data.manifest import Manifest
+from vol3d.data.slots import Slots
 from vol3d.volume.grid import Grid
 
 log = logging.getLogger(__name__)
@@ -26,28 +30,75 @@ class VolumeDataset(Dataset[Sample]):
 
     Args:
         cache: folder of the cache; without one each visit reads the files again.
-        in_memory: keep what was read, for data that fits: 2 bytes a voxel of the grid, masks beside it.
+        in_memory: keep what was read, for data that fits: 2 bytes a voxel of the grid, as much for each mask.
+        masks: True loads the label maps that a study has, False none, a list those named ("mask", "finding_mask").
+        compression: of new cache entries, see `VolumeCache`.
+
+    Raises:
+        ValueError: a mask that is not one.
     """
 
     def __init__(
-        self, manifest: Manifest, grid: Grid, cache: str | Path | None = None, *, in_memory: bool = False
+        self,
+        manifest: Manifest,
+        grid: Grid,
+        cache: str | Path | None = None,
+        *,
+        in_memory: bool = False,
+        masks: bool | Sequence[str] = True,
+        compression: Compression | None = None,
     ) -> None:
         self.manifest = manifest
         self.grid = grid
-        self.cache = None if cache is None else VolumeCache(cache, grid)
+        self.masks = _masks(masks)
+        self.cache = None if cache is None else VolumeCache(cache, grid, compression)
         self.kept: dict[int, Sample] | None = {} if in_memory else None
+        self.slots = Slots()
 
     def __len__(self) -> int:
         return len(self.manifest)
 
     def __getitem__(self, index: int) -> Sample:
-        if self.kept is not None and index in self.kept:
-            return self.kept[index]
+        if self.kept is None:
+            return self._read(index, lambda name, shape: self.slots.take(shape))
+        if index not in self.kept:
+            self.kept[index] = self._read(index)
+        return self.kept[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        """The samples of one batch, one behind the other in memory that is used again: collating copies nothing."""
+        slots: dict[str, Tensor] = {}
+
+        def place(row: int, name: str, shape: tuple[int, ...]) -> Tensor | None:
+            if name not in slots:
+                slots[name] = self.slots.take((len(indices), *shape))
+            return slots[name][row] if slots[name].shape[1:] == shape else None
+
+        if self.kept is None:
+            return [self._read(index, partial(place, row)) for row, index in enumerate(indices)]
+        return [_copied(self[index], partial(place, row)) for row, index in enumerate(indices)]
+
+    def _read(self, index: int, room: Room = no_room) -> Sample:
         study = self.manifest[index]
-        found = sample(study, self.grid) if self.cache is None else self.cache.get(study)
-        if self.kept is not None:
-            self.kept[index] = found
-        return found
+        if self.cache is None:
+            return sample(study, self.grid, self.masks, room)
+        return self.cache.get(study, self.masks, room)
+
+
+def _masks(masks: bool | Sequence[str]) -> tuple[str, ...]:
+    if isinstance(masks, bool):
+        return MASKS if masks else ()
+    unknown = [name for name in masks if name not in MASKS]
+    if unknown:
+        raise ValueError(f"masks {unknown}: choose from {', '.join(MASKS)}, or True or False for all or none")
+    return tuple(masks)
+
+
+def _copied(sample: Sample, room: Room) -> Sample:
+    """The same voxels in a batch's memory."""
+    volumes = {name: volume for name in ("hu", *MASKS) if (volume := getattr(sample, name)) is not None}
+    places = {name: room(name, tuple(volume.shape)) for name, volume in volumes.items()}
+    return replace(sample, **{n: place.copy_(volumes[n]) for n, place in places.items() if place is not None})
 
 
 class EpochSampler(DistributedSampler[Sample]):
@@ -110,8 +161,13 @@ class VolumeData(LightningDataModule):
         seed: of the training order.
         limit: use the first so many studies of each split.
         in_memory: keep samples in memory after their first visit.
+        masks: which label maps to load: True all, False none, or a list of "mask" and "finding_mask"; what no task
+            reads costs time, and memory with `in_memory`.
+        compression: "blosc2" writes new cache entries at half the size.
         augment: applied to each training batch on the device, after the window, with the number of the batch since
             the run began (see `vol3d.data.augment.Augment`).
+        others: name → manifest that single stages of training learn from (`Stage.data`); validation, test and
+            prediction stay with `manifest`.
 
     Raises:
         ValueError: a split that is asked for has no study, or fewer than one batch.
@@ -128,6 +184,9 @@ class VolumeData(LightningDataModule):
         limit: int | None = None,
         in_memory: bool = False,
         augment: Callable[[Batch, int], Batch] | None = None,
+        masks: bool | list[str] = True,
+        compression: Compression | None = None,
+        others: dict[str, str | Manifest] | None = None,
     ) -> None:
         super().__init__()
         self.source = manifest
@@ -139,38 +198,65 @@ class VolumeData(LightningDataModule):
         self.limit = limit
         self.in_memory = in_memory
         self.augment = augment
-        self._datasets: dict[str, VolumeDataset] = {}
-        self._manifest: Manifest | None = None
+        self.masks = masks
+        self.compression = compression
+        self.other_sources = others or {}
+        self.reading: str | None = None
+        """Name of the manifest the training loader reads; None is `manifest`."""
+        self._resumed: tuple[str | None] | None = None
+        self._ended_at: int | None = None
+        self._datasets: dict[tuple[str | None, str], VolumeDataset] = {}
+        self._manifests: dict[str | None, Manifest] = {}
         if in_memory and num_workers:
             log.warning("in_memory with %d workers keeps one copy a worker; num_workers=0 is faster", num_workers)
 
     @property
     def manifest(self) -> Manifest:
         """The whole manifest, read and checked on first use."""
-        if self._manifest is None:
-            self._manifest = self.source if isinstance(self.source, Manifest) else Manifest.read(self.source)
-        return self._manifest
+        return self._read(None)
+
+    @property
+    def others(self) -> dict[str, Manifest]:
+        """The manifests of single stages."""
+        return {name: self._read(name) for name in self.other_sources}
+
+    def _read(self, name: str | None) -> Manifest:
+        if name not in self._manifests:
+            source = self.source if name is None else self.other_sources[name]
+            self._manifests[name] = source if isinstance(source, Manifest) else Manifest.read(source)
+        return self._manifests[name]
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the manifest, so that bad rows are told before training starts."""
-        log.info("%r", self.manifest)
+        """Reads the manifests, so that bad rows are told before training starts."""
+        for manifest in (self.manifest, *self.others.values()):
+            log.info("%r", manifest)
 
-    def dataset(self, split: str) -> VolumeDataset:
-        """The studies of "train", "val", "test" or "predict" (test, or all studies when none has a split)."""
-        if split not in self._datasets:
-            studies = self._studies(split)[: self.limit]
+    def dataset(self, split: str, name: str | None = None) -> VolumeDataset:
+        """The studies of "train", "val", "test" or "predict" (test, or all studies when none has a split), from
+        `manifest` or one of the others."""
+        if (name, split) not in self._datasets:
+            studies = self._studies(split, name)[: self.limit]
             if not len(studies):
-                raise ValueError(f"no study of the split {split!r} in {self.manifest!r}: add a split to its rows")
-            self._datasets[split] = VolumeDataset(studies, self.grid, self.cache, in_memory=self.in_memory)
-        return self._datasets[split]
+                raise ValueError(f"no study of the split {split!r} in {self._read(name)!r}: add a split to its rows")
+            self._datasets[name, split] = VolumeDataset(
+                studies,
+                self.grid,
+                self.cache,
+                in_memory=self.in_memory,
+                masks=self.masks,
+                compression=self.compression,
+            )
+        return self._datasets[name, split]
 
-    def _studies(self, split: str) -> Manifest:
+    def _studies(self, split: str, name: str | None = None) -> Manifest:
+        manifest = self._read(name)
         if split != "predict":
-            return self.manifest.split(split)
-        return self.manifest if all(study.split is None for study in self.manifest) else self.manifest.split("test")
+            return manifest.split(split)
+        return manifest if all(study.split is None for study in manifest) else manifest.split("test")
 
     def train_dataloader(self) -> ResumableLoader:
-        dataset = self.dataset("train")
+        self.reading = self._wanted()
+        dataset = self.dataset("train", self.reading)
         replicas = 1 if self.trainer is None else self.trainer.world_size
         if len(dataset) < self.batch_size * replicas:
             raise ValueError(
@@ -179,7 +265,33 @@ class VolumeData(LightningDataModule):
             )
         rank = 0 if self.trainer is None else self.trainer.global_rank
         sampler = EpochSampler(dataset, replicas, rank, shuffle=True, seed=self.seed, drop_last=True)
-        return ResumableLoader(dataset, sampler=sampler, drop_last=True, **self._options())
+        loader = ResumableLoader(dataset, sampler=sampler, drop_last=True, **self._options())
+        if self._ended_at is not None and self.trainer is not None and self.trainer.global_step == self._ended_at:
+            # Resumed behind the last batch of a pass: Lightning tells this from the length of the new loader, which
+            # may read another manifest.
+            self.trainer.fit_loop.epoch_loop.batch_progress.current.completed = len(loader)
+        return loader
+
+    def _wanted(self) -> str | None:
+        """The manifest of the present stage; of the interrupted pass when a run goes on in the middle of one."""
+        if self._resumed is not None:
+            (name,), self._resumed = self._resumed, None
+            return name
+        module = None if self.trainer is None else self.trainer.lightning_module
+        schedule = getattr(module, "schedule", None)
+        if not self.other_sources or schedule is None:
+            return None
+        return module.stages[schedule.name(self.trainer.global_step)].data
+
+    def state_dict(self) -> dict[str, Any]:
+        loop = None if self.trainer is None else self.trainer.fit_loop.epoch_loop
+        ended = loop is not None and loop.batch_progress.is_last_batch
+        return {"reading": self.reading, "ended_at": loop.global_step if ended else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._ended_at = state.get("ended_at")
+        if "reading" in state and self._ended_at is None:
+            self._resumed = (state["reading"],)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
         return DataLoader(self.dataset("val"), **self._options()) if len(self._studies("val")) else []

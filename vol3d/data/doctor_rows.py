@@ -31,8 +31,16 @@ _NO_PRIOR = re.compile(
 _SHAPES = {
     "icd10cm": re.compile(r"[A-TV-Z]\d[0-9AB](?:\.[0-9A-Z]{1,4})?"),
     "icd9cm": re.compile(r"(?:\d{3}(?:\.\d{1,2})?|V\d{2}(?:\.\d{1,2})?|E\d{3}(?:\.\d)?)"),
-    "phecode": re.compile(r"\d{1,3}(?:\.\d{1,2})?"),
+    "phecode": re.compile(r"\d{1,4}(?:\.\d{1,2})?|[A-Z]{2}_\d{3}(?:\.\d{1,3})?"),
 }
+_BLANK = re.compile(
+    r"_{3,}|\*{3,}|\bX{3,}\b|\[\s*\]|\[[^\]\n]{0,40}/[^\]\n]{0,40}\]|<[a-z][a-z /_-]{2,30}>|\.{5,}", re.IGNORECASE
+)
+_HEADERS = re.compile(
+    r"\b(?:clinical (?:history|information)|history|indication|technique|comparison|findings|impression|conclusion|"
+    r"report|examination|exam|none|not available|n/?a)\b",
+    re.IGNORECASE,
+)
 _NAMED = re.compile(
     r"(?:19|20)\d{2}[-_]?(?:0[1-9]|1[0-2])[-_]?(?:[0-2]\d|3[01])(?!\d)|[A-Z][a-z]{2,}[\^_, ]+[A-Z][a-z]{2,}"
 )
@@ -54,7 +62,21 @@ def check_reports(manifest: Manifest, probes: dict[str, Probe]) -> Iterator[Note
             words = _PRIOR.search(text)
             message = f"its report speaks of an earlier exam ({words[0]!r}) but the row has no prior" if words else ""
             yield Note(study.study, "", "prior", "warning", message)
+    for study in manifest:
+        if (text := texts[study.study]) and (what := _unfilled(text)):
+            yield Note(study.study, "", "report_template", "warning", what)
     yield from _check_copies([study for study in manifest if texts[study.study]])
+
+
+def _unfilled(text: str) -> str | None:
+    """Why a report is no more than a template; None: it is more."""
+    blanks = _BLANK.findall(text)
+    words = re.findall(r"[^\W\d_]{2,}", _HEADERS.sub(" ", _BLANK.sub(" ", text)))
+    if len(words) < 2:
+        return f"its report holds {len(words)} words beside headers and blanks: an empty template"
+    if blanks:
+        return f"its report has {len(blanks)} blanks that were never filled in ({blanks[0][:20]!r}): a template"
+    return None
 
 
 def _check_copies(studies: list[Study]) -> Iterator[Note]:
@@ -135,11 +157,21 @@ def check_codes(manifest: Manifest, probes: dict[str, Probe]) -> Iterator[Note]:
         if study.code_system is None:
             continue
         codes = [*study.codes, *study.codes_absent]
-        bad = [code for code in codes if not _SHAPES[study.code_system].fullmatch(code)]
+        unknown = set(_unknown(codes, study.code_system))
+        bad = [code for code in codes if code in unknown or not _SHAPES[study.code_system].fullmatch(code)]
         if bad:
             yield Note(
                 study.study, "", "codes", "error", f"{bad[:5]} cannot be {study.code_system}{_other_system(bad)}"
             )
+
+
+def _unknown(codes: list[str], system: str) -> list[str]:
+    """Those that the code system does not have, as far as our tables know it."""
+    try:
+        from vol3d.text.codes import unknown_codes
+    except ImportError:
+        return []
+    return unknown_codes(codes, system)
 
 
 def _other_system(codes: list[str]) -> str:

@@ -36,8 +36,8 @@ def check_orientation_known(manifest: Manifest, probes: dict[str, Probe]) -> Ite
     blind = sum(bool(found.shape) and not found.sided for found in probes.values())
     if blind:
         message = (
-            f"cannot tell left from right in {blind} of {len(probes)} studies: they have no mask that names the liver, "
-            "the spleen or a sided organ"
+            f"cannot tell left from right in {blind} of {len(probes)} studies: neither the liver's place nor a "
+            "mask of a sided organ says"
         )
         yield Note("", "", "orientation", "info", message)
 

@@ -46,7 +46,7 @@ class Probe:
     """The few numbers that are kept of a study's files.
 
     `look` is a picture of 16×16×16 voxels in a soft-tissue window; `present` the finding labels that have voxels;
-    `sided` whether a mask could tell left from right.
+    `sided` whether a mask or the anatomy could tell left from right.
     """
 
     shape: list[int] = field(default_factory=list)
@@ -94,6 +94,9 @@ def probe(study: Study) -> Probe:
         note(study.image, check, severity, message)
     if _burnt_in(study.image):
         note(study.image, "privacy", "warning", "its BurnedInAnnotation tag says YES: names may be in the pixels")
+    if ct:
+        for check, severity, message in _check_lie(seen, found, step):
+            note(study.image, check, severity, message)
     middle = _middle(seen, _affine(volume), step)
     for path, names, which in (
         (study.mask, study.mask_labels, "mask"),
@@ -182,6 +185,27 @@ def _check_values(seen: NDArray[np.float32]) -> Iterator[Remark]:
             )
 
 
+_LIES = {
+    "left-right": "the thickest solid organ, which should be the liver, lies on the patient's left: is the header "
+    "mirrored? (or situs inversus)",
+    "front-back": "the spine lies in front of the body's middle: are front and back swapped, or the scan prone and "
+    "its header not?",
+    "head-feet": "the belly lies above the lungs: are head and feet swapped?",
+}
+
+
+def _check_lie(seen: NDArray[np.float32], found: Probe, step: list[int]) -> Iterator[Remark]:
+    """Whether anatomy alone, without a mask, contradicts the header."""
+    from vol3d.data.doctor_sides import sides
+
+    spacing = tuple(size * every for size, every in zip(found.spacing, step, strict=True))
+    verdicts = sides(seen, spacing)
+    found.sided = verdicts["left-right"] != "unknown"
+    for axis, verdict in verdicts.items():
+        if verdict == "wrong":
+            yield "orientation", "warning", _LIES[axis]
+
+
 def _middle(seen: NDArray[np.float32], affine: NDArray[np.float64], step: list[int]) -> NDArray[np.float64] | None:
     """The body's middle in RAS mm, or None when there is hardly any body."""
     inside = np.argwhere(seen > BODY_HU)
@@ -241,7 +265,7 @@ def _check_places(
     sided = {name: centre for name, centre in plain.items() if _side(name)}
     wrong = [name for name, centre in sided.items() if _on_wrong_side(name, centre[0], middle)]
     if which == "mask":
-        found.sided = bool(sided)
+        found.sided |= bool(sided)
     if wrong and which == "mask":
         name = "liver" if "liver" in wrong else wrong[0]
         message = (
@@ -291,15 +315,13 @@ def _centre(mask: MetaTensor, label: int) -> NDArray[np.float64]:
 
 
 def _burnt_in(path: Path) -> bool:
-    if not path.is_dir():
-        return False
-    import pydicom
+    """Whether a DICOM folder, zip or file says that text is part of its pixels."""
+    from vol3d.volume.dicom import burnt_in
 
-    first = next((file for file in sorted(path.rglob("*")) if file.is_file()), None)
-    if first is None:
+    try:
+        return burnt_in(path)
+    except (ValueError, OSError):  # the reader has told it already
         return False
-    header = pydicom.dcmread(first, stop_before_pixels=True, specific_tags=["BurnedInAnnotation"], force=True)
-    return str(header.get("BurnedInAnnotation", "")).upper() == "YES"
 
 
 def _times(numbers: list[Any]) -> str:

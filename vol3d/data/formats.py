@@ -1,11 +1,9 @@
-"""The file formats of a manifest: rows in, rows out, and writing a file whole or not at all."""
+"""The file formats of a manifest: rows in, rows out."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
-import secrets
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vol3d.data.fields import CHECKS, STRUCTURED
+from vol3d.volume.atomic import PART, atomic
 
-PART = ".part"
-"""Marks a file that is still being written."""
+__all__ = ["PART", "READERS", "WRITERS", "atomic"]
 
 # One reader a format; each yields (row number, row), or a text saying what is wrong with the row.
 
@@ -114,22 +112,3 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
 
 READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}
 WRITERS = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet}
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A path to write to; what was written there becomes `path` at the end, or vanishes if anything fails.
-
-    It reaches the disk before it gets its name, so that not even a power cut leaves half a file under that name.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PART}{suffix}")
-    try:
-        yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

@@ -175,7 +175,7 @@ def _npy_to_nifti(source: Path, target: Path) -> Path:
     """(1, slice, row, column), rows from anterior, columns from the patient's right → (x, y, z) RAS."""
     import nibabel as nib
 
-    from vol3d.data.formats import atomic
+    from vol3d.volume.atomic import atomic
 
     if not target.exists():
         array = np.load(source, allow_pickle=False, mmap_mode="r")
@@ -220,7 +220,7 @@ def from_totalsegmentator(folder: str | Path, out: str | Path) -> Manifest:
 def _merge_masks(folder: Path, numbers: Mapping[str, int], target: Path) -> Path | None:
     import nibabel as nib
 
-    from vol3d.data.formats import atomic
+    from vol3d.volume.atomic import atomic
 
     parts = sorted(folder.glob("*.nii.gz"))
     if target.exists() or not parts:

@@ -19,7 +19,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from vol3d.volume.dicom_pixels import decode, expand_frames, quiet
 from vol3d.volume.dicom_slices import Slice, stack
-from vol3d.volume.files import Stream, brief
+from vol3d.volume.files import Bounded, Stream, brief
 from vol3d.volume.loaded import Loaded
 
 _PREFIX = "1.2.840.10008.5.1.4.1.1."
@@ -111,6 +111,24 @@ def list_series(path: Path) -> tuple[list[Series], Counter[str]]:
                                                   _text(header, "SeriesDescription"), modality, []))  # fmt: skip
             group.files.append((source, header))
     return list(groups.values()), skipped
+
+
+def burnt_in(path: Path) -> bool:
+    """Whether any DICOM file of a folder, zip or file is tagged as having text (a name?) burnt into its pixels."""
+    for source in _sources(path):
+        with source.open() as stream:
+            if stream.read(132)[128:] != b"DICM":
+                continue
+            stream.seek(0)
+            try:
+                with quiet():
+                    tags = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=["BurnedInAnnotation"])
+                    found = str(tags.get("BurnedInAnnotation", "")).upper()
+            except Exception as error:  # pydicom raises many kinds on bytes that are not DICOM
+                raise ValueError(f"{source.name}: broken DICOM header ({brief(error)}); export it again") from error
+        if found == "YES":
+            return True
+    return False
 
 
 def _choose(found: list[Series], series: str | int | None, path: Path, skipped: Counter[str]) -> Series:
@@ -210,7 +228,7 @@ def _sources(path: Path) -> list[Source]:
         return _folder(path)
     if zipfile.is_zipfile(path):
         return _zip(path)
-    return [Source(str(path), lambda: path.open("rb"))]
+    return [Source(str(path), lambda: Bounded(path))]
 
 
 def _folder(path: Path) -> list[Source]:
@@ -226,7 +244,7 @@ def _folder(path: Path) -> list[Source]:
             if file.is_symlink() and not file.resolve().is_relative_to(root):
                 raise ValueError(f"{file}: a link that leaves {path}; copy the file it points to")
             if stat.S_ISREG(file.stat().st_mode):
-                sources.append(Source(str(file), lambda file=file: file.open("rb")))
+                sources.append(Source(str(file), lambda file=file: Bounded(file)))
     if not sources:
         raise ValueError(f"{path}: an empty folder; give the folder that holds the DICOM files")
     return sources

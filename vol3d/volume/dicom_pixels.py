@@ -13,6 +13,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
 
 from vol3d.volume.files import brief
 
@@ -69,6 +70,7 @@ def decode(dataset: Dataset, name: str) -> NDArray[Any]:
         ValueError: the pixels are truncated or broken, or no decoder knows their transfer syntax.
     """
     frames = int(dataset.get("NumberOfFrames") or 1)
+    _check_ends(dataset, name, frames)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # pydicom only warns of pixels it had to pad or cut
@@ -77,6 +79,20 @@ def decode(dataset: Dataset, name: str) -> NDArray[Any]:
     except Exception as error:
         stored = _by_gdcm(dataset, name, error)
     return stored if stored.ndim == 3 else stored.reshape(frames, *stored.shape[-2:])
+
+
+def _check_ends(dataset: Dataset, name: str, frames: int) -> None:
+    """Refuses JPEG and JPEG-LS streams without their end marker: decoders fill what is missing with grey."""
+    syntax = str(dataset.file_meta.TransferSyntaxUID)
+    if not syntax.startswith("1.2.840.10008.1.2.4.") or not 50 <= int(syntax.rpartition(".")[2]) <= 81:
+        return
+    try:
+        streams = list(generate_frames(dataset.PixelData, number_of_frames=frames))
+    except Exception as error:
+        raise ValueError(f"{name}: broken pixels ({brief(error)}); copy or export it again") from error
+    if len(streams) != frames or not all(b"\xff\xd9" in stream[-64:] for stream in streams):
+        kind = dataset.file_meta.TransferSyntaxUID.name
+        raise ValueError(f"{name}: {kind} pixels without an end: truncated; copy or export it again")
 
 
 def _by_gdcm(dataset: Dataset, name: str, first: Exception) -> NDArray[Any]:

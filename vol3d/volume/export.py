@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vol3d.volume.files import atomic, create_gzip
+from vol3d.volume.atomic import atomic
+from vol3d.volume.files import create_gzip
 from vol3d.volume.geometry import LPS_TO_RAS, affine_of
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
@@ -15,12 +14,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vol3d.volume.atomic import PART as PART
+from vol3d.volume.atomic import atomic as atomic
+
 Stream = io.BufferedIOBase
 """A file on disk, in memory or being decompressed."""
 MAX_VOXELS = 4 * 10**9
 """A 1024×1024 CT of 3,800 slices. A header that claims more is refused before memory is taken."""
 _MAX_DEFLATE = 1100
 """Deflate cannot shrink data more than 1032 times, so a small file cannot hold what a large header claims."""
+
+
+class Bounded(io.BufferedReader):
+    """A file that takes no memory for bytes it does not have, whatever length its header claims for a field."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path.open("rb", buffering=0))
+        self._size = path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        """At most `size` bytes."""
+        if size is not None and size > 1 << 16:
+            size = max(0, min(size, self._size - self.tell()))
+        return super().read(size)
 
 
 def existing(path: str | os.PathLike[str]) -> Path:
@@ -67,7 +83,7 @@ def read_voxels(stream: Stream, shape: tuple[int, ...], dtype: np.dtype, path: P
     done = 0
     try:
         while done < len(target):
-            count = stream.readinto(target[done : done + (1 << 24)])
+            count = stream.readinto(target[done : done + (1 << 20)])
             if not count:
                 raise ValueError(
                     f"{path}: truncated: {done} of the {len(target)} bytes its header claims; copy or export it again"
@@ -76,12 +92,10 @@ def read_voxels(stream: Stream, shape: tuple[int, ...], dtype: np.dtype, path: P
         for _ in range(65):
             if not stream.read(1 << 20):
                 return array
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
-        raise ValueError(f"{path}: broken compressed data ({brief(error)}); copy or export it again") from error
-    except Exception as error:  # zlib.error and isal's have no common base
-        if "Error" in type(error).__name__ and type(error).__module__ in ("zlib", "isal.isal_zlib", "isal_zlib"):
-            raise ValueError(f"{path}: broken compressed data ({brief(error)}); copy or export it again") from error
+    except (ValueError, MemoryError):
         raise
+    except Exception as error:  # EOFError, BadGzipFile, OSError, and zlib's and isal's own, which share no base
+        raise ValueError(f"{path}: broken compressed data ({brief(error)}); copy or export it again") from error
     raise ValueError(f"{path}: more than 64 MiB of other data behind the {len(target)} bytes its header claims")
 
 
@@ -120,24 +134,3 @@ def create_gzip(path: Path) -> Iterator[Stream]:
         from gzip import GzipFile as Gzip
     with path.open("wb") as raw, Gzip(filename="", mode="wb", compresslevel=1, fileobj=raw, mtime=0) as stream:
         yield stream
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, with the same suffixes, that takes its place when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix="".join(path.suffixes[-2:]))
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vol3d.types import Triple
+from vol3d.types import Spacing, Triple
 from vol3d.volume.alignment import carry, check_overlap, check_same_grid, meta_tensor, resample
+from vol3d.volume.atomic import atomic
 from vol3d.volume.card import check_pair, check_three, check_windows
-from vol3d.volume.files import atomic, brief
+from vol3d.volume.files import brief
 from vol3d.volume.geometry import Flips, Geometry, canonical_turn, turn, turn_back
 from vol3d.volume.label_maps import resample_labels
 from vol3d.volume.lattice import Axes, foreground, lattice
@@ -183,13 +184,16 @@ class Grid:
         """
         from vol3d.volume.read import load
 
-        loaded: Loaded = load(path, **options)
+        return self.place(load(path, **options))
+
+    def place(self, loaded: Loaded) -> MetaTensor:
+        """`self.read` of a file that is loaded already (`vol3d.volume.read.load`), for its masks' sake."""
         return self._on_grid(loaded.canonical(), loaded.geometry.canonical(), loaded.values, loaded.meta())
 
     def _on_grid(self, array: NDArray[Any], geometry: Geometry, convert: Any, meta: dict[str, Any]) -> MetaTensor:
         order, flips = canonical_turn(geometry.affine, self.orientation)
         array = turn(array, order, flips)
-        box = foreground(convert(array)) if self.crop == "foreground" else None
+        box = foreground(array, convert) if self.crop == "foreground" else None
         axes, target = lattice(geometry.turned(order, flips), self.spacing, self.shape, box)
         if all(axis.unchanged for axis in axes):
             out = to_int16(torch.from_numpy(np.ascontiguousarray(convert(array))))
@@ -202,30 +206,29 @@ class Grid:
         """Where the grid lies for this volume."""
         return self._plan(volume)[1]
 
-    def resample_mask(self, mask: MetaTensor, like_volume: MetaTensor | Geometry | None = None) -> MetaTensor:
+    def resample_mask(self, mask: MetaTensor, like_volume: MetaTensor | Loaded | Geometry | None = None) -> MetaTensor:
         """Label map (1, x, y, z) → int16 labels on the grid (1, *shape), 0 outside.
 
-        Labels on the volume's own grid are brought over by trilinear vote (no two numbers are ever mixed); a mask on
-        a grid of its own by nearest voxel. A float mask gives the share of each grid voxel that it fills, float32:
-        a soft target, which holds a border to a fraction of a voxel (a 20 mm sphere comes back from Merlin's grid
-        with Dice 0.98 and more, as whole labels with 0.95).
+        Labels on the volume's own grid are brought over by trilinear vote on their smooth borders (no two numbers are
+        ever mixed); a mask on a grid of its own by nearest voxel. A float mask gives the share of each grid voxel
+        that it fills, float32: a soft target. Either way a 20 mm sphere comes back from Merlin's grid with Dice 0.98.
 
         Args:
-            like_volume: the volume the mask belongs to, or its geometry, over which the grid is laid. None: over the
-                mask itself.
+            like_volume: the volume the mask belongs to (as read, or only loaded), or its geometry, over which the
+                grid is laid. None: over the mask itself.
 
         Raises:
             ValueError: the mask and the volume lie in different places.
         """
         reference = mask if like_volume is None else like_volume
         axes, target, order, flips = self._plan(reference)
-        own, other = Geometry.of(mask), reference if isinstance(reference, Geometry) else Geometry.of(reference)
+        own, other = Geometry.of(mask), _geometry(reference)
         if own.is_close(other):
             values = turn(_array(mask), order, flips)
             if values.dtype.kind == "f":
                 out = resample_dense(torch.from_numpy(np.array(values, np.float32)), axes, kind="average")
             else:
-                out = resample_labels(values, axes)
+                out = resample_labels(values, axes, spacing=own.turned(order, flips).spacing)
             return meta_tensor(out[None], target, mask.meta)
         check_overlap(own, other)
         return meta_tensor(carry(_array(mask), own, target)[None], target, mask.meta)
@@ -233,9 +236,9 @@ class Grid:
     def inverse(self, on_grid: Tensor | NDArray[Any], like: MetaTensor) -> MetaTensor:
         """What was found on the grid → the grid and orientation of the file that `like` was read from.
 
-        Integer and boolean arrays are label maps: each voxel takes the label with the largest trilinear share, small
-        steps rounded off. Floats (probabilities) are interpolated trilinearly, and give the truer border: threshold
-        them afterwards. Outside the grid: 0.
+        Integer and boolean arrays are label maps: each voxel takes the label whose smooth border it lies in (a 20 mm
+        sphere comes back from Merlin's grid with Dice 0.98 and more). Floats (probabilities) are interpolated
+        trilinearly: threshold them afterwards. Outside the grid: 0.
 
         Args:
             on_grid: (x, y, z) or (channels, x, y, z) on `self.geometry(like)`.
@@ -259,7 +262,8 @@ class Grid:
         file, own = _file_geometry(like), Geometry.of(like)
         if file.canonical().is_close(own.canonical()):
             back = tuple(axis.reverse() for axis in axes)
-            found = [turn_back(_back(channel, back).numpy(), order, flips) for channel in values]  # as `like` lies
+            found = [_back(channel, back, target.spacing).numpy() for channel in values]
+            found = [turn_back(channel, order, flips) for channel in found]  # as `like` lies
             found = [turn(channel, *canonical_turn(own.affine)) for channel in found]
             found = [turn_back(channel, *canonical_turn(file.affine)) for channel in found]  # as the file lies
         else:  # the reader straightened a tilted file
@@ -267,30 +271,42 @@ class Grid:
         out = torch.from_numpy(np.ascontiguousarray(np.stack(found)))
         return meta_tensor(out if values.is_floating_point() else out.to(values.dtype), file, like.meta)
 
-    def window_hu(self, hu: Tensor) -> Tensor:
+    def window_hu(self, hu: Tensor, out: Tensor | None = None) -> Tensor:
         """HU (..., 1, x, y, z), any number type, any device → float32 (..., channels, x, y, z) in `out_range`.
 
         Plain torch, one volume or a batch, so that it runs on the device after the loader.
-        """
-        return apply_windows(hu, self.window, self.out_range)
 
-    def _plan(self, like: MetaTensor | Geometry) -> tuple[Axes, Geometry, Triple, Flips]:
+        Args:
+            out: float32 memory of the result's shape to write into; fresh memory costs more than the window itself.
+        """
+        return apply_windows(hu, self.window, self.out_range, out)
+
+    def _plan(self, like: MetaTensor | Loaded | Geometry) -> tuple[Axes, Geometry, Triple, Flips]:
         """The lattice over a volume, where it lies, and how the volume is turned before."""
-        geometry = like if isinstance(like, Geometry) else Geometry.of(like)
+        geometry = _geometry(like)
         order, flips = canonical_turn(geometry.affine, self.orientation)
         box = None
         if self.crop == "foreground":
             if isinstance(like, Geometry):
                 raise ValueError(f"grid {self.name!r} crops the foreground: give the volume itself, not its geometry")
-            box = foreground(turn(_array(like), order, flips))
+            if isinstance(like, Loaded):
+                box = foreground(turn(like.canonical(), order, flips), like.values)
+            else:
+                box = foreground(turn(_array(like), order, flips))
         axes, target = lattice(geometry.turned(order, flips), self.spacing, self.shape, box)
         return axes, target, order, flips
 
 
-def _back(channel: Tensor, axes: Axes) -> Tensor:
+def _geometry(like: MetaTensor | Loaded | Geometry) -> Geometry:
+    if isinstance(like, Loaded):
+        return like.geometry.canonical()
+    return like if isinstance(like, Geometry) else Geometry.of(like)
+
+
+def _back(channel: Tensor, axes: Axes, spacing: Spacing) -> Tensor:
     if channel.is_floating_point():
         return resample_dense(channel.float(), axes, kind="linear")
-    return resample_labels(channel.numpy().astype(np.int32), axes, smooth=True)
+    return resample_labels(channel.numpy().astype(np.int32), axes, spacing=spacing, back=True)
 
 
 def _file_geometry(volume: MetaTensor) -> Geometry:

@@ -6,6 +6,7 @@ import bz2
 import io
 import re
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from vol3d.types import Affine
 from vol3d.volume.files import Stream, check_size, open_gzip, read_voxels
 from vol3d.volume.geometry import LPS_TO_RAS
 from vol3d.volume.loaded import Loaded
+from vol3d.volume.segments import paint, segment_names
 
 _HEADER_LIMIT = 1 << 22
 _NRRD_TYPES = {
@@ -31,8 +33,11 @@ _META_TYPES = {
 }  # fmt: skip
 
 
-def load_nrrd(path: Path) -> Loaded:
+def load_nrrd(path: Path, segments: Sequence[str] | None = None) -> Loaded:
     """An NRRD file in its own voxel order.
+
+    Args:
+        segments: of a 3D Slicer segmentation, the names to take, the last on top.
 
     Raises:
         ValueError: not NRRD, truncated, without a space, or not one grey volume.
@@ -52,9 +57,11 @@ def load_nrrd(path: Path) -> Loaded:
                 array = _nrrd_voxels(other, data, shape, dtype, encoding, fields)
         else:
             array = _nrrd_voxels(stream, path, shape, dtype, encoding, fields)
-    labels = _segments(keys)
-    if layers is not None:
-        array, labels = _merge_layers(np.moveaxis(array, layers, 0), keys, path)
+    labels = segment_names(keys)
+    if layers is not None or segments is not None:
+        if not labels:
+            raise ValueError(f"{path}: it names no segments, so none can be chosen; leave segments= out")
+        array, labels = paint(array[None] if layers is None else np.moveaxis(array, layers, 0), keys, path, segments)
     return Loaded(path, array, affine, labels=labels)
 
 
@@ -180,39 +187,6 @@ def _nrrd_voxels(
         with bz2.open(stream) as unpacked:
             return read_voxels(unpacked, shape, dtype, path)
     raise ValueError(f"{path}: NRRD encoding {encoding!r}; save it as raw or gzip")
-
-
-def _segments(keys: dict[str, str]) -> dict[int, str]:
-    """{label value: name} of a 3D Slicer segmentation."""
-    names = {
-        name.removesuffix("_Name"): value for name, value in keys.items() if re.fullmatch(r"Segment\d+_Name", name)
-    }
-    return {int(keys[f"{segment}_LabelValue"]): name for segment, name in names.items()
-            if keys.get(f"{segment}_LabelValue", "").isdigit()}  # fmt: skip
-
-
-def _merge_layers(array: NDArray[Any], keys: dict[str, str], path: Path) -> tuple[NDArray[np.int16], dict[int, str]]:
-    """Layers (layer, i, j, k) of a .seg.nrrd → one label map; each segment gets a number of its own.
-
-    Raises:
-        ValueError: two segments share voxels, which one label map cannot hold.
-    """
-    merged = np.zeros(array.shape[1:], dtype=np.int16, order="F")
-    labels: dict[int, str] = {}
-    segments = sorted({name.split("_")[0] for name in keys if re.match(r"Segment\d+_LabelValue", name)},
-                      key=lambda name: int(name[7:]))  # fmt: skip
-    for number, segment in enumerate(segments, start=1):
-        voxels = array[int(keys.get(f"{segment}_Layer", 0))] == int(keys[f"{segment}_LabelValue"])
-        shared = np.unique(merged[voxels & (merged > 0)])
-        labels[number] = keys.get(f"{segment}_Name", segment)
-        if shared.size:
-            raise ValueError(
-                f"{path}: segments {labels[number]!r} and {labels[int(shared[0])]!r} share "
-                f"{int((voxels & (merged == shared[0])).sum())} voxels; a label map holds one label a voxel: save "
-                "them as two files, or export without overlap"
-            )
-        merged[voxels] = number
-    return merged, labels
 
 
 def _meta_header(stream: Stream, path: Path) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from vol3d.volume.resampling import Axis
 
 Axes = tuple[Axis, Axis, Axis]
 Box = tuple[Triple, Triple]
+_SLAB = 16
 _SAME = 0.02
 """Voxels that the far end of an axis may be off before it counts as resampled."""
 
@@ -34,13 +35,30 @@ def lattice(
     return axes, Geometry(affine, tuple(axis.size for axis in axes))
 
 
-def foreground(values: NDArray[Any]) -> Box | None:
-    """First voxel and size of the part above the volume's minimum; None when all voxels are alike."""
-    filled = values > values.min()
-    ends = [np.flatnonzero(filled.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+def foreground(values: NDArray[Any], convert: Callable[[NDArray[Any]], NDArray[Any]] = np.asarray) -> Box | None:
+    """First voxel and size of the part above the volume's minimum; None when all voxels are alike.
+
+    Args:
+        convert: stored values → HU, a slab at a time, so that no float copy of the volume is held.
+    """
+    slabs = list(_slabs(values))
+    lowest = min(convert(values[slab]).min() for slab in slabs)
+    filled = [np.zeros(size, dtype=bool) for size in values.shape]
+    for slab in slabs:
+        above = convert(values[slab]) > lowest
+        for axis, others in enumerate(((1, 2), (0, 2), (0, 1))):
+            filled[axis][slab[axis]] |= above.any(axis=others)
+    ends = [np.flatnonzero(axis) for axis in filled]
     if ends[0].size == 0:
         return None
-    return tuple(int(end[0]) for end in ends), tuple(int(end[-1] - end[0]) + 1 for end in ends)
+    return tuple(int(end[0]) for end in ends), tuple(int(end[-1]) - int(end[0]) + 1 for end in ends)
+
+
+def _slabs(values: NDArray[Any]) -> Iterator[tuple[slice, ...]]:
+    """The volume in slabs across its slowest axis in memory."""
+    slowest = max(range(3), key=lambda axis: abs(values.strides[axis]))
+    for first in range(0, values.shape[slowest], _SLAB):
+        yield tuple(slice(first, first + _SLAB) if axis == slowest else slice(None) for axis in range(3))
 
 
 def _axis(source: int, first: int, size: int, have: float, want: float | None, shape: int | None) -> Axis:

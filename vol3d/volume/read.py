@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,17 +60,25 @@ def read(
     return to_tensor(loaded, loaded.values(loaded.canonical()))
 
 
-def read_mask(path: str | os.PathLike[str]) -> MetaTensor:
+def read_mask(path: str | os.PathLike[str], *, segments: Sequence[str] | None = None) -> MetaTensor:
     """Reads a label map by the rules of `read`: (1, x, y, z) int16, RAS.
 
     `.meta["labels"]` is {number: name} when the file names its labels (.seg.nrrd, TotalSegmentator's NIfTI).
 
+    Args:
+        segments: of a 3D Slicer segmentation (.seg.nrrd), the names to take. Segments may overlap there and a label
+            map cannot: a later one in this list covers an earlier one.
+
     Raises:
-        ValueError: fractional values (a probability map), or labels beyond int16.
+        ValueError: fractional values (a probability map), labels beyond int16, segments that overlap while none were
+            chosen, or a name that the file does not have.
+
+    Example:
+        >>> mask = read_mask("liver.seg.nrrd", segments=["liver", "tumor"])  # doctest: +SKIP
     """
     found = existing(path)
     with naming(found):
-        loaded = _load(found, None, None)
+        loaded = _load(found, None, None) if segments is None else _load_segments(found, segments)
         check_finite(loaded)
         if loaded.geometry.shear_degrees > _MAX_SHEAR_DEGREES:
             loaded = straighten(loaded, labels=True)
@@ -151,6 +160,17 @@ def _load(path: Path, series: str | int | None, irregular: Literal["resample"] |
 
         return load_nifti(path)
     raise ValueError(f"{path}: not an image that vol3d reads (it starts with {start[:8]!r}); give {_READABLE}")
+
+
+def _load_segments(path: Path, segments: Sequence[str]) -> Loaded:
+    from vol3d.volume.headed import load_nrrd
+
+    if isinstance(segments, str) or not segments:
+        raise ValueError(f"{path}: segments={segments!r} is not a list of names, such as ['liver', 'tumor']")
+    with path.open("rb") as stream:
+        if stream.read(4) != b"NRRD":
+            raise ValueError(f"{path}: only 3D Slicer's .seg.nrrd has segments to choose; leave segments= out")
+    return load_nrrd(path, segments)
 
 
 def _is_dicom(start: bytes) -> bool:
