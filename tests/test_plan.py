@@ -13,7 +13,7 @@ from torch.profiler import profile
 from vol3d.cli import main
 from vol3d.data.batch import collate
 from vol3d.training.module import VolumeModule
-from vol3d.training.plan import plan
+from vol3d.plan import plan
 from vol3d.training.rehearsal import Fakes, rehearse
 
 
@@ -95,7 +95,7 @@ def test_the_command_says_what_does_not_fit(capsys: pytest.CaptureFixture[str], 
 def test_the_quickstart_costs_what_is_planned(tmp_path: Path) -> None:
     """Each stage of the demo's recipe as it stands: planned without a tensor, then measured in a real step."""
     from vol3d.data.dataset import VolumeData
-    from vol3d.training.plan import _Recipe, _samples
+    from vol3d.plan import _Recipe, _samples
 
     recipe = ["--config", "quickstart.yaml", "--data.manifest", str(tmp_path / "none.jsonl")]
     told = plan(recipe, gpu_gb=24)

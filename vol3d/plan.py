@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from vol3d.data.batch import Sample, collate
 from vol3d.data.cache import sample
 from vol3d.data.dataset import VolumeData
+from vol3d.model.hub import causal_lm_without_weights
 from vol3d.model.language import LanguageModel, Pretrained
 from vol3d.training.cli import RecipeCLI, named, quiet
 from vol3d.training.module import VolumeModule
@@ -215,19 +216,17 @@ class _Rehearsal:
 
 def _shape_of(source: Pretrained) -> LanguageModel:
     """A pretrained language model without its weights: config and tokenizer are all that is read."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        config, tokenizer = AutoConfig.from_pretrained(source.name), AutoTokenizer.from_pretrained(source.name)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"language model {source.name!r}: neither a folder here nor reachable: {error}") from error
     # Adapters cast their weights, which tensors of a meta device allow and fakes do not.
     with _disable_current_modes(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, source.dtype))
+        model, tokenizer = causal_lm_without_weights(source.name, source.dtype)
         language = LanguageModel(
-            model, tokenizer, lora=source.lora, prefix=source.prefix, train=source.train,
+            model,
+            tokenizer,
+            lora=source.lora,
+            prefix=source.prefix,
+            train=source.train,
             special_tokens=source.special_tokens,
-        )  # fmt: skip
+        )
     return fakes_of(language)
 
 

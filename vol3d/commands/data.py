@@ -13,6 +13,8 @@ def _phantom_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--studies", type=int, required=True, metavar="N")
     verb.add_argument("--seed", type=int, default=0, metavar="S")
     verb.add_argument("--shape", type=int, nargs=3, default=(160, 160, 128), metavar=("X", "Y", "Z"))
+    verb.add_argument("--findings", nargs="+", metavar="NAME", help="only these may occur (default: all 24)")
+    verb.add_argument("--prevalence", type=float, metavar="P", help="of each finding (default: its own)")
     verb.add_argument("--twins", type=int, default=0, metavar="N", help="pairs that differ in one finding")
     verb.add_argument("--workers", type=int, default=1, metavar="N")
 
@@ -25,6 +27,8 @@ def _phantom(arguments: argparse.Namespace) -> Result:
         studies=arguments.studies,
         seed=arguments.seed,
         shape=tuple(arguments.shape),
+        findings=arguments.findings,
+        prevalence=arguments.prevalence,
         twins=arguments.twins,
         workers=arguments.workers,
         progress=True,
@@ -54,6 +58,7 @@ def _prepare_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--grid", required=True, metavar="NAME", help="a preset's name, or a grid.json")
     verb.add_argument("--cache", required=True, metavar="DIR")
     verb.add_argument("--workers", type=int, default=1, metavar="N")
+    verb.add_argument("--compression", choices=["blosc2"], help="half the disk, more time to read")
 
 
 def _prepare(arguments: argparse.Namespace) -> Result:
@@ -61,7 +66,14 @@ def _prepare(arguments: argparse.Namespace) -> Result:
     from vol3d.volume.grid import Grid
 
     grid = Grid.load(arguments.grid) if arguments.grid.endswith(".json") else Grid.preset(arguments.grid)
-    report = prepare(arguments.manifest, grid, arguments.cache, workers=arguments.workers, progress=True)
+    report = prepare(
+        arguments.manifest,
+        grid,
+        arguments.cache,
+        workers=arguments.workers,
+        compression=arguments.compression,
+        progress=True,
+    )
     data = {**asdict(report), "failures": None if report.failures is None else str(report.failures)}
     text = f"{report.studies} studies: {report.made} made, {report.ready} were ready, {report.failed} failed"
     if report.failures is not None:

@@ -21,7 +21,9 @@ def _demo(arguments: argparse.Namespace) -> Result:
 
 def _convert_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("name", metavar="NAME", help="the peer: m3d-clip, merlin, ct-clip, segvol, radfm …")
-    verb.add_argument("weights", metavar="WEIGHTS", help="the peer's checkpoint, or a folder of its shards")
+    verb.add_argument(
+        "weights", metavar="WEIGHTS", help="the peer's checkpoint, a folder of its shards, or its name on the Hub"
+    )
     verb.add_argument("out", metavar="OUT", help="folder to write")
 
 
@@ -74,7 +76,7 @@ def _plan_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> Result:
-    from vol3d.training.plan import plan
+    from vol3d.plan import plan
 
     recipe = ["--config", arguments.config, *(f"--{option}" for option in arguments.set)]
     made = plan(recipe, gpu_gb=arguments.gpu, tflops=arguments.tflops)

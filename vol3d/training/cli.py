@@ -73,6 +73,9 @@ class RecipeCLI(LightningCLI):
             extra.append(StepProgress())
         if trainer_config.get("enable_model_summary") is None:
             trainer_config["enable_model_summary"] = False  # each stage says itself what learns
+        stages = getattr(self._get(self.config_init, "model"), "stages", {})
+        if any(stage.data for stage in stages.values()):
+            trainer_config["reload_dataloaders_every_n_epochs"] = 1  # each stage's own manifest
         if not trainer_config.get("logger"):
             # The history of a run is that of its training; validating or testing later must not add to it.
             name = "metrics.csv" if self.subcommand == "fit" else f"{self.subcommand}.csv"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vol3d.data.batch import Batch
+from vol3d.model.adapters import parameter_table
 from vol3d.model.interfaces import Encoder, Features, Projector, Task
 from vol3d.model.language import LanguageModel, LanguageSource
 from vol3d.model.volume_lm import VolumeLM
@@ -112,7 +113,9 @@ class VolumeModule(lightning.LightningModule):
             return False
         stage = self.stages[self.stage]
         tasks = stage.tasks or list(self.tasks)
-        return "encoder" not in stage.train and not any("scales" in self.tasks[name].uses for name in tasks)
+        scales = any("scales" in self.tasks[name].uses for name in tasks)
+        scales = scales or bool(getattr(self.model.projector, "scale_dims", ()))
+        return "encoder" not in stage.train and not scales
 
     def _project(self, features: Features, names: Sequence[str]) -> Features:
         """The features with their visual tokens, when a task of these uses them."""
@@ -197,11 +200,11 @@ class VolumeModule(lightning.LightningModule):
             part.train(part_name in stage.train)
             for parameter in part.parameters():
                 parameter.requires_grad_(part_name in stage.train and id(parameter) in self.learnable)
-        trained = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
-        every = sum(parameter.numel() for parameter in self.parameters())
-        logger.info("stage %r: %s of %s parameters learn", name, f"{trained:,}", f"{every:,}")
+        parts = {part_name: part for part_name in PARTS if (part := self.part(part_name)) is not None}
+        logger.info("stage %r learns:\n%s", name, parameter_table(parts))
 
     def configure_optimizers(self) -> dict[str, Any]:
+        self._check_sources()
         self.schedule = Schedule(self.stages, int(self.trainer.estimated_stepping_batches))
         groups, rates = [], []
         for name in PARTS:
@@ -216,6 +219,18 @@ class VolumeModule(lightning.LightningModule):
         optimizer = torch.optim.AdamW(groups, lr=1.0, betas=self.betas)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _check_sources(self) -> None:
+        """Stages with a manifest of their own need it in the data, and a loader that is made anew each epoch."""
+        wanted = {stage.data for stage in self.stages.values() if stage.data is not None}
+        there = set(getattr(self.trainer.datamodule, "other_sources", {}))
+        if wanted - there:
+            raise ValueError(
+                f"stages learn from {sorted(wanted - there)}, the data has {sorted(there) or 'no other manifest'}: "
+                "name them in VolumeData(others={name: manifest})"
+            )
+        if wanted and self.trainer.reload_dataloaders_every_n_epochs != 1:
+            raise ValueError("stages with data of their own need Trainer(reload_dataloaders_every_n_epochs=1)")
 
     # --- checkpoints ----------------------------------------------------------------------------------------
 

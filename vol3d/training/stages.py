@@ -20,7 +20,7 @@ class Stage:
         learning_rate: peak, reached after `warmup` steps and then lowered along a cosine to a tenth.
         learning_rates: peak of single parts where it differs.
         warmup: steps.
-        data: name of the manifest this stage learns from, one of `VolumeData(manifests=…)`; None for its first.
+        data: name of the manifest this stage learns from, one of `VolumeData(others=…)`; None for its `manifest`.
     """
 
     steps: int | None = None
