@@ -1,6 +1,7 @@
 """Encoders against their peers: time and peak memory of forward, and of forward and backward, in one run.
 
     python benchmarks/encoders.py --json encoders.json            # M3D's and Merlin's own sizes: minutes on a CPU
+    python benchmarks/encoders.py --only "I3D train" --repeats 1  # one row
     python benchmarks/encoders.py --tiny                          # seconds, to see that it works
     python benchmarks/encoders.py --device cuda --dtype bfloat16
 
@@ -10,7 +11,10 @@ machine's mood; the ratios are medians of ours over theirs, below 1 where we are
 took beyond the model and its input.
 """
 
+from __future__ import annotations
+
 import argparse
+import datetime
 import json
 import os
 import platform
@@ -21,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,15 +33,25 @@ from torch import Tensor, nn
 import vol3d
 
 ROOT = Path(__file__).resolve().parent.parent
-SHAPES = {"m3d": (256, 256, 32), "merlin": (224, 224, 160)}
-TINY = {"m3d": (64, 64, 16), "merlin": (64, 64, 32)}
-TARGETS = {"m3d/forward/time": 1.0, "m3d/train/time": 1.0, "m3d/train/memory": 0.8}
+RESULTS = ROOT / "benchmarks" / "results"
+SHAPES = {"ViT": (256, 256, 32), "I3D": (224, 224, 160)}
+HALF = {"ViT": (128, 128, 16), "I3D": (128, 128, 80)}
+TINY = {"ViT": (64, 64, 16), "I3D": (64, 64, 32)}
+SIZES = {"full": SHAPES, "half": HALF, "tiny": TINY}
+PEERS = {"ViT": "MONAI ViT, M3D's size", "I3D": "merlin-vlm I3ResNet152"}
+# work → targets for time and for memory
+WORKS = {
+    "ViT forward": (0.55, None),
+    "ViT train": (0.75, 0.40),
+    "I3D forward": (None, None),
+    "I3D train": (0.60, 1.0),
+}
 
 
-def build(case: str, side: str, *, tiny: bool) -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor]] | None:
+def build(case: str, side: str, size: str) -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor]] | None:
     """A network and how to run it; None when the peer is not installed."""
-    shape = (TINY if tiny else SHAPES)[case]
-    if case == "m3d":
+    shape, tiny = SIZES[size][case], size == "tiny"
+    if case == "ViT":
         sizes = {"embed_dim": 192, "depth": 2, "num_heads": 3} if tiny else {}
         if side == "vol3d":
             grid = tuple(size // patch for size, patch in zip(shape, (16, 16, 4), strict=True))
@@ -59,24 +74,25 @@ def build(case: str, side: str, *, tiny: bool) -> tuple[nn.Module, Callable[[nn.
     return None if peer is None else (peer, lambda net, x: net(x)[0])
 
 
-def measure(case: str, side: str, mode: str, args: argparse.Namespace) -> dict[str, float] | None:
+def measure(work: str, side: str, args: argparse.Namespace) -> dict[str, float] | None:
     """Median seconds and peak MiB beyond model and input; None without the peer."""
+    case, mode = work.split()
     torch.manual_seed(0)
-    built = build(case, side, tiny=args.tiny)
+    built = build(case, side, args.size)
     if built is None:
         return None
     net, run = built
     net = net.to(args.device).train(mode == "train")
-    image = torch.rand(args.batch, 1, *(TINY if args.tiny else SHAPES)[case], device=args.device)
+    image = torch.rand(args.batch, 1, *SIZES[args.size][case], device=args.device)
     # Merlin's checkpointed stages let a gradient through only when their input asks for one.
-    image.requires_grad_(mode == "train" and side == "peer" and case == "merlin")
-    cuda = args.device == "cuda"
+    image.requires_grad_(mode == "train" and side == "peer" and case == "I3D")
+    cuda, clock = args.device == "cuda", time.process_time if args.clock == "cpu" else time.perf_counter
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated() / 2**20 if cuda else resident_peak()
     seconds = []
-    for _ in range(args.repeats + 1):
-        start = time.perf_counter()
+    for _ in range(args.warmup + args.repeats):
+        start = clock()
         with (
             torch.set_grad_enabled(mode == "train"),
             torch.autocast(args.device, dtype=getattr(torch, args.dtype), enabled=args.dtype != "float32"),
@@ -85,11 +101,12 @@ def measure(case: str, side: str, mode: str, args: argparse.Namespace) -> dict[s
         if mode == "train":
             net.zero_grad(set_to_none=True)
             given.float().square().mean().backward()
+        del given
         if cuda:
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
     after = torch.cuda.max_memory_allocated() / 2**20 if cuda else resident_peak()
-    return {"seconds": statistics.median(seconds[1:]), "mib": after - before}
+    return {"seconds": statistics.median(seconds[args.warmup :]), "mib": after - before}
 
 
 def resident_peak() -> float:
@@ -97,79 +114,103 @@ def resident_peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def compare(args: argparse.Namespace) -> dict[str, object]:
-    """Every case and mode, both sides in turn."""
-    found: dict[str, object] = {}
-    for case in args.cases:
-        for mode in ("forward", "train"):
-            sides: dict[str, list[dict[str, float]]] = {"vol3d": [], "peer": []}
-            for _ in range(args.rounds):
-                for side, results in sides.items():
-                    result = in_a_process(case, side, mode, args)
-                    if result is not None:
-                        results.append(result)
-            entry: dict[str, object] = {
-                side: {key: statistics.median(r[key] for r in results) for key in ("seconds", "mib")}
-                for side, results in sides.items()
-                if results
-            }
-            if sides["peer"]:
-                ours, theirs = entry["vol3d"], entry["peer"]
-                entry["ratio"] = {
-                    "time": ours["seconds"] / theirs["seconds"],
-                    "memory": ours["mib"] / max(theirs["mib"], 1),
-                }
-            found[f"{case}/{mode}"] = entry
-            show(f"{case}/{mode}", entry)
-    return found
+def compare(work: str, args: argparse.Namespace) -> dict[str, Any]:
+    """One row: both sides in turn."""
+    sides: dict[str, list[dict[str, float]]] = {"vol3d": [], "peer": []}
+    for _ in range(args.rounds):
+        for side, results in sides.items():
+            result = in_a_process(work, side, args)
+            if result is not None:
+                results.append(result)
+    ours, theirs = (
+        {key: statistics.median(r[key] for r in results) for key in ("seconds", "mib")} if results else None
+        for results in sides.values()
+    )
+    case, target = work.split()[0], WORKS[work]
+    row: dict[str, Any] = {
+        "work": work, "peer": PEERS[case], "shape": SIZES[args.size][case], "ours_s": ours["seconds"],
+        "ours_mib": ours["mib"], "target": target[0], "memory_target": target[1],
+    }  # fmt: skip
+    if theirs is not None:
+        row |= {"peer_s": theirs["seconds"], "peer_mib": theirs["mib"]}
+        row |= {"ratio": row["ours_s"] / row["peer_s"], "memory_ratio": row["ours_mib"] / max(row["peer_mib"], 1)}
+    return row
 
 
-def in_a_process(case: str, side: str, mode: str, args: argparse.Namespace) -> dict[str, float] | None:
+def in_a_process(work: str, side: str, args: argparse.Namespace) -> dict[str, float] | None:
     """One measurement in a fresh Python."""
-    passed = ["--device", args.device, "--dtype", args.dtype, "--batch", str(args.batch)]
-    passed += ["--repeats", str(args.repeats), "--threads", str(args.threads)] + ["--tiny"] * args.tiny
-    command = [sys.executable, __file__, "--one", case, side, mode, *passed]
+    options = ("device", "dtype", "batch", "repeats", "warmup", "threads", "clock", "size")
+    passed = [text for name in options for text in (f"--{name}", str(getattr(args, name)))]
+    command = [sys.executable, __file__, "--one", work, side, *passed]
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        raise SystemExit(f"{case}/{mode} of {side} failed:\n{done.stderr[-2000:]}")
+        raise SystemExit(f"{work} of {side} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def show(name: str, entry: dict[str, object]) -> None:
-    sides = [f"{side} {entry[side]['seconds']:.3f} s {entry[side]['mib']:.0f} MiB" for side in ("vol3d", "peer")
-             if side in entry]  # fmt: skip
-    ratios = [
-        f"{key} {value:.2f}" + (f" (target {TARGETS[f'{name}/{key}']})" if f"{name}/{key}" in TARGETS else "")
-        for key, value in entry.get("ratio", {}).items()
-    ]
-    sys.stderr.write(f"{name}: " + " · ".join(sides + ratios) + "\n")
+def show(row: dict[str, Any]) -> None:
+    said = [f"vol3d {row['ours_s']:.3f} s {row['ours_mib']:.0f} MiB"]
+    if "ratio" in row:
+        said.append(f"{row['peer']} {row['peer_s']:.3f} s {row['peer_mib']:.0f} MiB")
+        for name, value, target in (("time", "ratio", "target"), ("memory", "memory_ratio", "memory_target")):
+            said.append(f"{name} {row[value]:.2f}" + ("" if row[target] is None else f" (at most {row[target]})"))
+    sys.stderr.write(f"{row['work']}: " + " · ".join(said) + "\n")
+
+
+def write(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """The report to `--json`, and with `--record` to benchmarks/results/DATE-encoders-DEVICE.json."""
+    name = torch.cuda.get_device_name() if args.device == "cuda" else processor()
+    report = {
+        "date": datetime.date.today().isoformat(), "device": args.device, "device_name": name,
+        "vol3d": vol3d.__version__, "torch": torch.__version__, "python": platform.python_version(),
+        "dtype": args.dtype, "threads": args.threads, "clock": args.clock, "size": args.size, "batch": args.batch,
+        "repeats": args.repeats, "rounds": args.rounds, "rows": rows,
+    }  # fmt: skip
+    text = json.dumps(report, indent=2) + "\n"
+    if args.json:
+        args.json.write_text(text, encoding="utf-8")
+    if args.record:
+        RESULTS.mkdir(exist_ok=True)
+        kind = "encoders" if args.size == "full" else f"encoders-{args.size}"
+        (RESULTS / f"{report['date']}-{kind}-{args.device}.json").write_text(text, encoding="utf-8")
+
+
+def processor() -> str:
+    """The CPU's name, where Linux tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the numbers here")
-    parser.add_argument("--cases", nargs="+", default=list(SHAPES), choices=list(SHAPES))
-    parser.add_argument("--tiny", action="store_true", help="small networks and volumes")
+    parser.add_argument("--record", action="store_true", help="write them into benchmarks/results too")
+    parser.add_argument("--only", nargs="+", default=list(WORKS), choices=list(WORKS), metavar="WORK")
+    parser.add_argument("--size", default="full", choices=list(SIZES), help="half: an eighth of the voxels")
+    parser.add_argument("--tiny", dest="size", action="store_const", const="tiny", help="small networks and volumes")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3, help="runs a process, after one to warm up")
+    parser.add_argument("--repeats", type=int, default=3, help="runs a process")
+    parser.add_argument("--warmup", type=int, default=1, help="runs before them")
     parser.add_argument("--rounds", type=int, default=1, help="processes a side")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--one", nargs=3, metavar=("CASE", "SIDE", "MODE"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--clock", default="wall", choices=["wall", "cpu"], help="cpu: where others use the machine too"
+    )
+    parser.add_argument("--one", nargs=2, metavar=("WORK", "SIDE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.one:
         sys.stdout.write(json.dumps(measure(*args.one, args)) + "\n")
         return
-    report = {
-        "vol3d": vol3d.__version__, "torch": torch.__version__, "machine": platform.machine(), "device": args.device,
-        "dtype": args.dtype, "threads": args.threads, "tiny": args.tiny, "batch": args.batch, "targets": TARGETS,
-    }  # fmt: skip
-    report["results"] = compare(args)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    rows = []
+    for work in args.only:
+        rows.append(compare(work, args))
+        show(rows[-1])
+        write(rows, args)  # after every row: a run that is stopped keeps what it has
 
 
 if __name__ == "__main__":

@@ -6,8 +6,11 @@ if __name__ != "vol3d.encoders":
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from vol3d.encoders.ctvit import CTVIT_CONFIGS, CTViT
 from vol3d.encoders.ensemble import ENSEMBLE_CONFIGS, Ensemble
+from vol3d.encoders.hub import fetch, hub_name
 from vol3d.encoders.resnet3d import RESNET3D_CONFIGS, ResNet3D
 from vol3d.encoders.slices import SLICE_CONFIGS, SliceEncoder
 from vol3d.encoders.spectre import SPECTRE_CONFIGS, SpectreEncoder
@@ -52,11 +55,14 @@ def create(name: str, weights: str | Path | None = None, **overrides: Any) -> En
 
     Args:
         name: one of `names()`.
-        weights: a .safetensors file of this encoder's own state dict, or the folder `vol3d convert` wrote.
+        weights: a .safetensors file of this encoder's own state dict, or the folder `vol3d convert` wrote; or a name on
+            the Hub, which is downloaded now: a repository that holds what `vol3d convert` wrote, or the one in which
+            the peer published this encoder ("stanfordmimi/Merlin"), whose file is then converted.
         overrides: constructor arguments that replace the named configuration's.
 
     Raises:
-        ValueError: unknown name (the known ones are listed), or weights whose keys or shapes do not fit.
+        ValueError: unknown name (the known ones are listed), weights whose keys or shapes do not fit, or a Hub name
+            that is gated, absent or out of reach.
 
     Example:
         >>> import vol3d
@@ -69,11 +75,30 @@ def create(name: str, weights: str | Path | None = None, **overrides: Any) -> En
     kind, config = _CONFIGS[name]
     encoder = kind(**{**config, **overrides})
     if weights is not None:
-        _load(encoder, Path(weights))
+        _load(encoder, name, weights)
     return encoder
 
 
-def _load(encoder: Encoder, weights: Path) -> None:
+def _load(encoder: Encoder, name: str, weights: str | Path) -> None:
+    on_hub = hub_name(weights)
+    if on_hub is None:
+        encoder.load_state_dict(_own(encoder, Path(weights)))
+        return
+    from vol3d.encoders.convert import find_file, translate
+    from vol3d.encoders.foreign import PEERS
+    from vol3d.encoders.weights import read_state
+
+    for peer, rules in PEERS.items():
+        known = hub_name(rules.hub or "")
+        if rules.encoder == name and known is not None and known.repository == on_hub.repository:
+            state, _ = translate(peer, read_state(find_file(peer, weights)), encoder, source=str(on_hub))
+            encoder.load_state_dict(state)
+            return
+    encoder.load_state_dict(_own(encoder, fetch(on_hub, on_hub.file or "encoder.safetensors")))
+
+
+def _own(encoder: Encoder, weights: Path) -> dict[str, Tensor]:
+    """The state dict in a file or folder of ours, checked against the encoder's."""
     from safetensors.torch import load_file
 
     path = weights / "encoder.safetensors" if weights.is_dir() else weights
@@ -94,4 +119,4 @@ def _load(encoder: Encoder, weights: Path) -> None:
                 f"{weights}: {key} is {tuple(tensor.shape)}, the encoder has {tuple(own[key].shape)}: create it with "
                 "the arguments it was trained with"
             )
-    encoder.load_state_dict(state)
+    return state

@@ -20,6 +20,7 @@ from torch import Tensor
 from vol3d import __version__
 from vol3d.encoders import create
 from vol3d.encoders.foreign import PEERS, Peer, apply
+from vol3d.encoders.hub import fetch, hub_name
 from vol3d.encoders.weights import read_state
 from vol3d.model.interfaces import Encoder
 
@@ -50,7 +51,8 @@ def convert(name: str, weights: str | Path, out: str | Path, **overrides: Any) -
 
     Args:
         name: one of `names()`.
-        weights: the peer's file (.pt, .pth, .bin, .ckpt, .safetensors) or a folder of Hugging Face shards.
+        weights: the peer's file (.pt, .pth, .bin, .ckpt, .safetensors), a folder of Hugging Face shards, or its name on
+            the Hub ("stanfordmimi/Merlin"; another file of a repository: "org/repo:FILE").
         out: the folder to write: encoder.safetensors, convert.json, and projector.safetensors when there is one.
         overrides: arguments for `create` when the weights are of another size than the published ones.
 
@@ -67,7 +69,7 @@ def convert(name: str, weights: str | Path, out: str | Path, **overrides: Any) -
     out = Path(out)
     if out.exists() and not (out / "convert.json").is_file():
         raise ValueError(f"{out} exists and is not an earlier conversion: choose another folder, nothing was written")
-    foreign = read_state(Path(weights))
+    foreign = read_state(find_file(name, weights))
     with torch.device("meta"):
         encoder = create(peer.encoder, **overrides)
     state, left_behind = translate(name, foreign, encoder, source=str(weights))
@@ -149,6 +151,25 @@ def find(name: str) -> Peer:
     if name not in PEERS:
         raise ValueError(f"no rules to convert {name!r}; there are {', '.join(names())}")
     return PEERS[name]
+
+
+def find_file(name: str, weights: str | Path) -> Path:
+    """The file a peer's `weights` are in: `weights` itself, or what the Hub has under this name.
+
+    Raises:
+        ValueError: a Hub name without a file, of a repository that is not where the peer is published; or as `fetch`.
+    """
+    on_hub = hub_name(weights)
+    if on_hub is None:
+        return Path(weights)
+    known = hub_name(find(name).hub or "")
+    file = on_hub.file or (known.file if known and known.repository == on_hub.repository else None)
+    if file is None:
+        published = f"{known} is where it is published" if known else "its files are split or zipped: download them"
+        raise ValueError(
+            f"{weights} is no file or folder here; on the Hub, name the file: {weights}:FILE ({published})"
+        )
+    return fetch(on_hub, file)
 
 
 def _prefix(name: str, peer: Peer, foreign: Mapping[str, Tensor], source: str) -> str:

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from vol3d.encoders.recompute import Recomputing
 from vol3d.encoders.stems import NormedStem
-from vol3d.model.interfaces import Encoder, Features
+from vol3d.model.interfaces import Features
 from vol3d.types import Affines, Triple, Volumes
 
 
-class CTViT(Encoder):
+class CTViT(Recomputing):
     """Patches, a transformer over the tokens of each slice, then one over each column of slices.
 
     Positions come from causal depthwise convolutions and, within a slice, from a bias learned as a function of the
@@ -82,19 +82,14 @@ class CTViT(Encoder):
         tokens, _ = self.stem(image)
         bias = self.bias(*grid_size[:2])
         for layer in self.slices:
-            tokens = self._layer(layer, tokens, grid_size, bias)
+            tokens = self.run(layer, tokens, grid_size, bias)
         tokens = self.norm_slices(tokens)
         for layer in self.columns:
-            tokens = self._layer(layer, tokens, grid_size, None)
+            tokens = self.run(layer, tokens, grid_size, None)
         tokens = self.norm_columns(tokens)
         if self.codebook is not None:
             tokens = tokens + (nearest(tokens, self.codebook) - tokens).detach()
         return Features(tokens, grid_size, self.token_affine(affine), tokens.mean(1))
-
-    def _layer(self, layer: nn.Module, tokens: Tensor, grid_size: Triple, bias: Tensor | None) -> Tensor:
-        if self.checkpointing and self.training:
-            return checkpoint(layer, tokens, grid_size, bias, use_reentrant=False)
-        return layer(tokens, grid_size, bias)
 
     def head_outputs(self, features: Features) -> dict[str, Tensor]:
         """`contrastive` (batch, latent_dim): the head's linear map of the mean over slices, when there is a head.

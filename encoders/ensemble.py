@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from vol3d.encoders.recompute import Recomputing
 from vol3d.model.interfaces import Encoder, Features
 from vol3d.model.positions import grid_coordinates
 from vol3d.types import Affines, Triple, Volumes
 
 
-class Ensemble(Encoder):
+class Ensemble(Recomputing):
     """Queries on a common grid gather what each member saw.
 
     Every member's tokens are normalised, mapped to one width and marked with their member and their place; a query
@@ -70,13 +70,7 @@ class Ensemble(Encoder):
         self.norm = nn.LayerNorm(embed_dim)
         self.checkpointing = checkpointing
 
-    @property
-    def checkpointing(self) -> bool:
-        return self._checkpointing
-
-    @checkpointing.setter
-    def checkpointing(self, value: bool) -> None:
-        self._checkpointing = value
+    def pass_on(self, value: bool) -> None:
         for member in self.members:
             member.checkpointing = value
 
@@ -93,10 +87,7 @@ class Ensemble(Encoder):
         together = torch.cat(media, dim=1)
         tokens = (self.query + self._places(grid_size, shape, image.device)).expand(len(image), -1, -1)
         for layer in self.layers:
-            if self.checkpointing and self.training:
-                tokens = checkpoint(layer, tokens, together, use_reentrant=False)
-            else:
-                tokens = layer(tokens, together)
+            tokens = self.run(layer, tokens, together)
         tokens = self.norm(tokens)
         return Features(tokens, grid_size, self.token_affine(affine), tokens.mean(1), scales)
 

@@ -44,6 +44,7 @@ class Peer:
         rules: for keys under the prefix.
         beside: rules for keys of the encoder that lie elsewhere in the file.
         projector: rules for the projector's keys, anywhere; projector_class: what they fit.
+        hub: the repository on the Hub that publishes it, with `:` and the file in it.
     """
 
     encoder: str
@@ -53,6 +54,7 @@ class Peer:
     beside: tuple[Rule, ...] = ()
     projector: tuple[Rule, ...] = ()
     projector_class: str | None = None
+    hub: str | None = None
 
 
 def apply(rules: Iterable[Rule], foreign: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -218,7 +220,8 @@ _CTCLIP = (
 
 PEERS: dict[str, Peer] = {
     "m3d-clip": Peer(
-        "m3d-clip", "patch_embedding.position_embeddings", ("", "vision_encoder.", "model.vision_encoder."), _M3D
+        "m3d-clip", "patch_embedding.position_embeddings", ("", "vision_encoder.", "model.vision_encoder."), _M3D,
+        hub="GoodBaiBai88/M3D-CLIP:pretrained_ViT.bin",
     ),
     "m3d-lamed": Peer(
         "m3d-clip", "patch_embedding.position_embeddings",
@@ -229,14 +232,22 @@ PEERS: dict[str, Peer] = {
     "segvol": Peer(
         "segvol", "patch_embedding.position_embeddings",
         ("model.encoder.", "model.image_encoder.", "image_encoder.", "model.seg_module.image_encoder.", ""), _M3D,
+        hub="BAAI/SegVol:pytorch_model.bin",
     ),
-    "merlin": Peer("merlin-i3d-resnet152", "conv1.weight", _MERLIN_PREFIXES, _MERLIN),
-    "merlin-5yr": Peer("merlin-5yr", "conv1.weight", _MERLIN_PREFIXES, _MERLIN),
+    "merlin": Peer(
+        "merlin-i3d-resnet152", "conv1.weight", _MERLIN_PREFIXES, _MERLIN,
+        hub="stanfordmimi/Merlin:i3_resnet_clinical_longformer_best_clip_04-02-2024_23-21-36_epoch_99.pt",
+    ),
+    "merlin-5yr": Peer(
+        "merlin-5yr", "conv1.weight", _MERLIN_PREFIXES, _MERLIN,
+        hub="stanfordmimi/Merlin:resnet_clinical_longformer_five_year_disease_prediction.pt",
+    ),
     "merlin-report": Peer(
         "merlin-report", "0.weight",
         ("encode_image.vision_model.features.", "model.encode_image.vision_model.features."), _merlin_report_rules(),
         projector=(Rule(rf"(?:.*\.)?adapter\.linear2\.{WB}", r"linear.\1"),),
         projector_class="vol3d.model.projectors.LinearProjector(order='zxy')",
+        hub="stanfordmimi/Merlin:resnet_gpt2_best_stanford_report_generation_average_mtl.pt",
     ),
     "radfm": Peer(
         "radfm", "to_patch_embedding.2.weight",
@@ -247,5 +258,6 @@ PEERS: dict[str, Peer] = {
         "ct-clip", "to_patch_emb.2.weight",
         ("visual_transformer.", "trained_model.visual_transformer.", "model.visual_transformer.", ""), _CTCLIP,
         beside=(Rule(r"(?:.*\.)?to_visual_latent\.weight", "latent.weight"),),
+        hub="datasets/ibrahimhamamci/CT-RATE:models/CT-CLIP-Related/CT-CLIP_v2.pt",
     ),
 }  # fmt: skip

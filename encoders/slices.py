@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from vol3d.encoders.optional import optional
+from vol3d.encoders.recompute import Recomputing
 from vol3d.encoders.vit3d import Block
-from vol3d.model.interfaces import Encoder, Features
+from vol3d.model.interfaces import Features
 from vol3d.model.positions import sincos_positions_3d
 from vol3d.types import Affines, Volumes
 
 
-class SliceEncoder(Encoder):
+class SliceEncoder(Recomputing):
     """Any of timm's image networks reads slabs of neighbouring slices; transformer blocks then let each column of
     tokens look along the depth.
 
@@ -53,9 +53,10 @@ class SliceEncoder(Encoder):
         backbone_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        timm = optional("timm", asker="SliceEncoder", packages="timm", extra="timm")
         options = {"num_classes": 0, **({"dynamic_img_size": True} if "vit_" in backbone else {})}
         options.update(backbone_options or {})
-        self.backbone = _timm().create_model(backbone, pretrained=False, in_chans=in_channels * slab, **options)
+        self.backbone = timm.create_model(backbone, pretrained=False, in_chans=in_channels * slab, **options)
         last = self.backbone.feature_info[-1]
         self.in_channels, self.embed_dim, self.slab = in_channels, last["num_chs"], slab
         self.patch_size = (last["reduction"], last["reduction"], slab)
@@ -72,34 +73,17 @@ class SliceEncoder(Encoder):
         self.check_channels(image)
         grid_size = self.grid_size(tuple(image.shape[2:]))
         slabs = rearrange(image, "b c x y (z slab) -> (b z) (c slab) x y", slab=self.slab)
-        maps = self._run(self._slices, slabs)
+        maps = self.run(self._slices, slabs)
         tokens = rearrange(maps, "(b z) c x y -> b (x y z) c", z=grid_size[2])
         tokens = tokens + sincos_positions_3d(grid_size, self.embed_dim, tokens.device).to(tokens.dtype)
         columns = rearrange(tokens, "b (xy z) c -> (b xy) z c", z=grid_size[2])
         for block in self.blocks:
-            columns = self._run(block, columns)
+            columns = self.run(block, columns)
         tokens = self.norm(rearrange(columns, "(b xy) z c -> b (xy z) c", b=len(image)))
         return Features(tokens, grid_size, self.token_affine(affine), tokens.mean(1))
 
     def _slices(self, slabs: Tensor) -> Tensor:
         return self.backbone.forward_intermediates(slabs, indices=1, norm=True, intermediates_only=True)[-1]
-
-    def _run(self, part: Any, tokens: Tensor) -> Tensor:
-        if self.checkpointing and self.training:
-            return checkpoint(part, tokens, use_reentrant=False)
-        return part(tokens)
-
-
-def _timm() -> ModuleType:
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError(f"SliceEncoder needs timm ({error}): pip install vol3d[timm]") from error
-    except RuntimeError as error:  # torchvision built for another torch
-        raise ImportError(
-            f"timm is installed but cannot be imported ({error}): install the torchvision that matches your torch"
-        ) from error
-    return timm
 
 
 SLICE_CONFIGS: dict[str, dict[str, Any]] = {"slice-vit-small": {"preset": "merlin"}}

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import nn
 
-from vol3d.model.interfaces import Encoder, Features
+from vol3d.encoders.optional import optional
+from vol3d.encoders.recompute import Recomputing
+from vol3d.model.interfaces import Features
 from vol3d.types import Affines, Triple, Volumes
 
 
-class SpectreEncoder(Encoder):
+class SpectreEncoder(Recomputing):
     """A transformer over the patches of each crop, then one over the crops of the volume.
 
     The local tokens of all crops, put back on the volume's grid, are the tokens; the second stage's CLS token is the
@@ -51,7 +51,7 @@ class SpectreEncoder(Encoder):
         preset: str | None = None,
     ) -> None:
         super().__init__()
-        models = _spectre()
+        models = optional("spectre.models", asker="SpectreEncoder", packages="spectre-fm and timm", extra="spectre")
         self.in_channels, self.embed_dim, self.patch_size = in_channels, embed_dim, tuple(patch_size)
         self.crop_size, self.checkpointing, self.preset = tuple(crop_size), checkpointing, preset
         shared: dict[str, Any] = {
@@ -80,33 +80,15 @@ class SpectreEncoder(Encoder):
         grid_size = self.grid_size(tuple(image.shape[2:]))
         nx, ny, nz = (size // crop for size, crop in zip(image.shape[2:], self.crop_size, strict=True))
         crops = rearrange(image, "b c (nx x) (ny y) (nz z) -> (b nx ny nz) c x y z", nx=nx, ny=ny, nz=nz)
-        seen = self._run(self.local, crops)
+        seen = self.run(self.local, crops)
         summary = torch.cat([seen[:, 0], seen[:, 1:].mean(1)], dim=-1).unflatten(0, (len(image), -1))
-        pooled = self._run(self.combiner, summary, (nx, ny, nz))[:, 0]
+        pooled = self.run(self.combiner, summary, (nx, ny, nz))[:, 0]
         gx, gy, gz = (size // count for size, count in zip(grid_size, (nx, ny, nz), strict=True))
         tokens = rearrange(
             seen[:, 1:], "(b nx ny nz) (gx gy gz) c -> b (nx gx ny gy nz gz) c",
             nx=nx, ny=ny, nz=nz, gx=gx, gy=gy, gz=gz,
         )  # fmt: skip
         return Features(tokens, grid_size, self.token_affine(affine), pooled)
-
-    def _run(self, stage: nn.Module, *inputs: Any) -> Tensor:
-        if self.checkpointing and self.training:
-            return checkpoint(stage, *inputs, use_reentrant=False)
-        return stage(*inputs)
-
-
-def _spectre() -> ModuleType:
-    try:
-        import spectre.models
-    except ImportError as error:
-        raise ImportError(f"SpectreEncoder needs spectre-fm and timm ({error}): pip install vol3d[spectre]") from error
-    except RuntimeError as error:  # torchvision built for another torch
-        raise ImportError(
-            f"spectre-fm is installed but timm cannot be imported ({error}): install the torchvision that matches "
-            "your torch"
-        ) from error
-    return spectre.models
 
 
 SPECTRE_CONFIGS: dict[str, dict[str, Any]] = {"spectre-large": {"preset": "spectre"}}

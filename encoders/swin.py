@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from vol3d.model.interfaces import Encoder, Features
+from vol3d.encoders.recompute import Recomputing
+from vol3d.model.interfaces import Features
 from vol3d.types import Affines, Volumes
 
 
-class SwinEncoder(Encoder):
+class SwinEncoder(Recomputing):
     """Shifted-window transformer with a feature map at every resolution; the deepest gives the tokens.
 
     Args:
@@ -50,13 +51,7 @@ class SwinEncoder(Encoder):
         self.norm = nn.LayerNorm(self.embed_dim)
         self.checkpointing = checkpointing
 
-    @property
-    def checkpointing(self) -> bool:
-        return self._checkpointing
-
-    @checkpointing.setter
-    def checkpointing(self, value: bool) -> None:
-        self._checkpointing = value
+    def pass_on(self, value: bool) -> None:
         for module in self.body.modules():
             if hasattr(module, "use_checkpoint"):
                 module.use_checkpoint = value

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import nn
 
+from vol3d.encoders.recompute import Recomputing
 from vol3d.encoders.stems import strided_affine
-from vol3d.model.interfaces import Encoder, Features
+from vol3d.model.interfaces import Features
 from vol3d.types import Affines, Volumes
 
 
-class UNet3D(Encoder):
+class UNet3D(Recomputing):
     """The encoding half of a residual U-Net; its deepest map gives the tokens, the finer ones a mask head.
 
     Args:
@@ -56,16 +56,11 @@ class UNet3D(Encoder):
         grid_size = self.grid_size(tuple(image.shape[2:]))
         current, maps = self.body.conv_init(image), []
         for level in self.body.layers:
-            current = self._level(level["blocks"], current)
+            current = self.run(level["blocks"], current)
             maps.append(current)
             current = level["downsample"](current)
         tokens = self.norm(maps[-1].flatten(2).transpose(1, 2))
         return Features(tokens, grid_size, self.token_affine(affine), tokens.mean(1), tuple(maps[:-1]))
-
-    def _level(self, blocks: nn.Module, current: Tensor) -> Tensor:
-        if self.checkpointing and self.training:
-            return checkpoint(blocks, current, use_reentrant=False)
-        return blocks(current)
 
     def token_affine(self, affine: Affines | None) -> Affines | None:
         return strided_affine(affine, self.patch_size)

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from vol3d.encoders.recompute import Recomputing
 from vol3d.encoders.stems import AxialPositions, ConvStem, LinearStem, NormedStem, strided_affine
-from vol3d.model.interfaces import Encoder, Features
+from vol3d.model.interfaces import Features
 from vol3d.model.positions import RotaryPositions3D, sincos_positions_3d
 from vol3d.types import Affines, Triple, Volumes
 
@@ -21,7 +21,7 @@ Positions = Literal["learned", "sincos", "rotary", "axial"]
 Reach = Literal["slice", "scan", "study"]
 
 
-class ViT3D(Encoder):
+class ViT3D(Recomputing):
     """Vision transformer for volumes of any grid.
 
     Patches become tokens by one linear map (`stem="linear"`), by a linear map between two LayerNorms (`"normed"`), or
@@ -117,11 +117,7 @@ class ViT3D(Encoder):
             tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
         angles = None if self.rotary is None else self.rotary(grid_size, self.cls_token is not None, tokens.device)
         for block, reach in zip(self.blocks, self.reach, strict=True):
-            arguments = (block, tokens, angles, reach, grid_size[2], scans)
-            if self.checkpointing and self.training:
-                tokens = checkpoint(_look, *arguments, use_reentrant=False)
-            else:
-                tokens = _look(*arguments)
+            tokens = self.run(_look, block, tokens, angles, reach, grid_size[2], scans)
         tokens = self.norm(tokens)
         pooled = None
         if self.cls_token is not None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import doc_tables
 import pytest
 import torch
 
@@ -30,6 +31,27 @@ def test_slice_attention_stays_within_a_slice(positions: str) -> None:
     assert (narrow[..., 2] > 1e-4).all()
     assert not narrow[..., [0, 1, 3]].any()
     assert (moved(vit("slice", "scan", positions=positions), image, changed) > 1e-6).all()
+
+
+@pytest.mark.parametrize("positions", ["sincos", "rotary"])
+def test_one_slice_or_one_scan_is_full_attention(positions: str) -> None:
+    """Where the window is all there is, slice, scan and study attention are the same."""
+    full = vit("scan", positions=positions)
+    image = torch.randn(2, 1, 16, 8, 2)  # one token deep
+    for reach in ("slice", "study"):
+        narrow = vit(reach, positions=positions)
+        narrow.load_state_dict(full.state_dict())
+        torch.testing.assert_close(narrow(image).tokens, full(image).tokens, rtol=1e-5, atol=1e-6)
+
+
+def test_rotary_attention_sees_differences_of_place_only() -> None:
+    """Turning every token by the angles of a shifted grid moves nothing."""
+    encoder = vit("scan", positions="rotary", embed_dim=24)
+    tokens, angles = torch.randn(1, 32, 24), encoder.rotary((4, 2, 4), False, torch.device("cpu"))
+    shifted = encoder.rotary((6, 5, 7), False, torch.device("cpu")).reshape(6, 5, 7, -1)[2:, 3:, 3:].reshape(32, -1)
+    block = encoder.blocks[0]
+    torch.testing.assert_close(block(tokens, shifted), block(tokens, angles), rtol=1e-4, atol=1e-5)
+    assert (block(tokens, angles) - block(tokens, None)).abs().max() > 1e-4
 
 
 def test_each_slice_goes_through_the_block_alone() -> None:
@@ -109,3 +131,4 @@ def test_swin_unetr_weights_fit() -> None:
     with torch.no_grad():
         for ours, theirs in zip(encoder(image).scales, peer.swinViT(image, normalize=False), strict=False):
             torch.testing.assert_close(ours, theirs)
+    doc_tables.parity("swin-unetr", "swin-unetr", "MONAI's SwinUNETR", "finer maps", ours, theirs)

@@ -1,10 +1,15 @@
-"""The same checks over every encoder found by name, shrunk to a size that runs in seconds."""
+"""The same checks over every encoder found by name, shrunk to seconds; docs/encoders.md lists who passed which."""
 
 import importlib.util
 import json
 import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import doc_tables
 import pytest
 import torch
 
@@ -75,6 +80,25 @@ def _parameters() -> list[Any]:
 @pytest.fixture(params=_parameters())
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+CHECKS = (
+    *("any_grid", "every_parameter_gets_a_gradient", "eval_is_deterministic_and_batched_equals_one_by_one"),
+    *("state_dict_round_trip", "bf16_stays_close", "checkpointing_changes_nothing", "token_affine", "exports"),
+    "compiles_into_one_graph",
+)
+"""The columns of docs/encoders.md's contract table, in their order."""
+PASSED: dict[str, list[str]] = {name: [] for name in VARIANTS}
+
+
+@pytest.fixture(autouse=True)
+def _remember(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Which checks each encoder passed in this run."""
+    name = request.node.callspec.params.get("name") if hasattr(request.node, "callspec") else None
+    failed = request.session.testsfailed
+    yield
+    if name is not None and request.session.testsfailed == failed:
+        PASSED[name].append(request.function.__name__.removeprefix("test_"))
 
 
 @pytest.fixture
@@ -199,15 +223,60 @@ def test_exports(name: str, encoder: Encoder) -> None:
         torch.testing.assert_close(given, encoder(images).tokens, rtol=1e-4, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def graphs(request: pytest.FixtureRequest) -> dict[str, int | str]:
+    """Graphs of each encoder's training step, or what went wrong: in one process without the suite's type checks."""
+    asked = {item.callspec.params["name"] for item in request.session.items if "graphs" in item.fixturenames}
+    script = Path(__file__).with_name("encoder_graphs.py")
+    command = [sys.executable, *(["-c", PLUGGED] if "torchvision_on_cpu" in sys.modules else []), str(script)]
+    done = subprocess.run([*command, *sorted(asked)], capture_output=True, text=True, timeout=300, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+PLUGGED = """
+import runpy, sys
+import torchvision_on_cpu
+sys.argv.pop(0)
+sys.path.insert(0, "tests")
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""How a process starts whose torchvision is mended (tests/ci_timm)."""
+
+
+def test_compiles_into_one_graph(name: str, graphs: dict[str, int | str]) -> None:
+    """Forward and backward of a training step, checkpointing included, without a graph break."""
+    assert graphs[name] == 1
+
+
+SIZES_NEED_MEMORY = ("swin-unetr", "slice-vit-small")
+"""Networks that ask the values of their own tensors while they are built: not on the meta device."""
+
+
 def test_its_grid_fits_it(name: str) -> None:
-    """The preset's shape is a multiple of the published patch, with as many channels as the encoder takes."""
-    with torch.device("cpu" if name in ("swin-unetr", "slice-vit-small") else "meta"):
+    """The preset's shape through the published network, as shapes alone: channels, tokens and finer maps."""
+    with torch.device("cpu" if name in SIZES_NEED_MEMORY else "meta"):
         encoder = vol3d.encoders.create(name)
     grid = vol3d.Grid.preset(encoder.preset)
     assert grid.channels == encoder.in_channels
-    assert math.prod(encoder.grid_size(grid.shape)) > 0
+    features = encoder.eval().to("meta")(torch.empty(1, grid.channels, *grid.shape, device="meta"))
+    assert features.grid_size == encoder.grid_size(grid.shape)
+    assert features.tokens.shape == (1, math.prod(features.grid_size), encoder.embed_dim)
     if isinstance(encoder, vol3d.encoders.ViT3D) and encoder.positions == "learned":
-        assert encoder.grid_size(grid.shape) == encoder.learned_grid
+        assert features.grid_size == encoder.learned_grid
+    strides = [grid.shape[0] // scale.shape[2] for scale in features.scales]
+    doc_tables.row("sizes", [
+        name, type(encoder).__name__, f"{sum(p.numel() for p in encoder.parameters()):,}", grid.name,
+        " × ".join(map(str, grid.shape)), f"{features.tokens.shape[1]:,}", encoder.embed_dim,
+        " ".join(map(str, strides)) or "–",
+    ])  # fmt: skip
+
+
+def test_the_docs_list_what_passed(name: str) -> None:
+    """The row of each encoder whose checks all ran; with `-k` there are fewer, and nothing is said about them."""
+    ran = set(PASSED[name])
+    if not ran.issuperset(CHECKS):
+        pytest.skip(f"{len(ran & set(CHECKS))} of {len(CHECKS)} checks of {name} ran")
+    doc_tables.row("contract", [name, *("yes" for _ in CHECKS)])
 
 
 def test_tokens_are_in_x_major_order() -> None:

@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import doc_tables
 import pytest
 import torch
 import torch.nn.functional as F
@@ -62,6 +63,7 @@ def test_m3d_clip_equals_monai(tmp_path: Path, prefix: str) -> None:
     tokens, cls = monai_tokens(vit, image)
     torch.testing.assert_close(features.tokens, tokens, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(features.pooled, cls, rtol=1e-5, atol=1e-5)
+    doc_tables.parity("m3d-clip", "m3d-clip", "MONAI's ViT", "tokens", features.tokens, tokens)
     report = json.loads((done.folder / "convert.json").read_text())
     assert (report["encoder"], report["preset"], report["projector"]) == ("m3d-clip", "m3d", None)
 
@@ -75,7 +77,9 @@ def test_segvol_equals_monai(prefix: str) -> None:
     encoder.load_state_dict(state)
     assert left_behind == [f"blocks.{n}.norm_cross_attn.{part}" for n in (0, 1) for part in ("bias", "weight")]
     image = torch.randn(1, 1, 16, 16, 6)
-    torch.testing.assert_close(encoder(image).tokens, monai_tokens(vit, image)[0], rtol=1e-5, atol=1e-5)
+    tokens, _ = monai_tokens(vit, image)
+    torch.testing.assert_close(encoder(image).tokens, tokens, rtol=1e-5, atol=1e-5)
+    doc_tables.parity("segvol", "segvol", "MONAI's ViT", "tokens", encoder(image).tokens, tokens)
 
 
 def test_m3d_lamed_brings_its_projector_and_reads_shards(tmp_path: Path) -> None:
@@ -96,12 +100,16 @@ def test_m3d_lamed_brings_its_projector_and_reads_shards(tmp_path: Path) -> None
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
 
     sizes = SIZES | {"patch_size": (4, 4, 3), "grid_size": (4, 4, 2)}
-    vit = ViT(1, (6, 16, 16), (3, 4, 4), 24, 48, 2, 4, proj_type="perceptron", pos_embed_type="learnable",
-              classification=True).eval()  # fmt: skip
     with pytest.raises(ValueError, match=r"48 learned positions, the encoder's grid_size is \(4, 4, 2\)"):
         convert.convert("m3d-lamed", folder, tmp_path / "out", **sizes)
     done = convert.convert("m3d-lamed", folder, tmp_path / "out", **SIZES)
     assert done.projector == "vol3d.SpatialPoolingProjector(order='zyx')"
+    encoder = vol3d.encoders.create(done.encoder, weights=done.folder, **SIZES).eval()
+    vit.load_state_dict({key: value.bfloat16().float() for key, value in vit.state_dict().items()})
+    image = torch.randn(1, 1, 16, 16, 6)
+    given, wanted = encoder(image).tokens, monai_tokens(vit, image)[0]
+    torch.testing.assert_close(given, wanted, rtol=1e-5, atol=1e-5)
+    doc_tables.parity("m3d-lamed", "m3d-clip", "MONAI's ViT", "tokens", given, wanted)
     from safetensors.torch import load_file
 
     projector = vol3d.SpatialPoolingProjector(24, 32, pooling=(2, 2, 3), order="zyx").eval()
@@ -184,9 +192,9 @@ def test_radfm_equals_its_formulas(tmp_path: Path) -> None:
     image = torch.rand(2, 1, 16, 16, 8)  # grid (4, 2, 4): each axis reads its table at another step
     expected = radfm_by_hand(foreign, rearrange(image, "b c x y z -> b c y x z").repeat(1, 3, 1, 1, 1))
     features = encoder(image)
-    torch.testing.assert_close(
-        features.tokens, rearrange(expected, "b y x z c -> b (x y z) c"), rtol=1e-4, atol=2e-5
-    )  # fmt: skip
+    expected = rearrange(expected, "b y x z c -> b (x y z) c")
+    torch.testing.assert_close(features.tokens, expected, rtol=1e-4, atol=2e-5)
+    doc_tables.parity("radfm", "radfm", "its formulas", "tokens", features.tokens, expected)
     three = vol3d.encoders.create("radfm", weights=done.folder, **RADFM, in_channels=3).eval()
     torch.testing.assert_close(three(image.repeat(1, 3, 1, 1, 1)).tokens, features.tokens, rtol=1e-4, atol=2e-5)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import doc_tables
 import pytest
 import torch
 import torch.nn.functional as F
@@ -106,6 +107,9 @@ def test_converted_weights_give_ctclips_numbers(tmp_path: Path) -> None:
         torch.testing.assert_close(features.tokens, rearrange(quantised, "b z x y c -> b (x y z) c"))
         latent = quantised.mean(1).flatten(1) @ head.double().T
         torch.testing.assert_close(encoder.head_outputs(features)["contrastive"], latent)
+        doc_tables.parity(
+            "ct-clip", "ct-clip", "its formulas", "vector", encoder.head_outputs(features)["contrastive"], latent
+        )
         encoder.codebook = None
         torch.testing.assert_close(encoder(image).tokens, rearrange(tokens, "b z x y c -> b (x y z) c"))
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import doc_tables
 import merlin_peer
 import pytest
 import torch
@@ -117,6 +118,27 @@ def test_equals_merlins_own_package() -> None:
         heads = encoder.head_outputs(encoder(image))
     agree(heads["contrastive"], contrastive)
     agree(heads["phenotypes"], phenotypes)
+    doc_tables.parity("merlin", "merlin-i3d-resnet152", "merlin-vlm", "both heads", heads["phenotypes"], phenotypes)
+
+
+def test_five_years_and_report_model_give_merlins_numbers() -> None:
+    """The bare keys of the five-year model, and the report model's trunk kept in a Sequential."""
+    foreign, image = foreign_weights(phenotypes=6), torch.rand(1, 1, 64, 32, 48)
+    last, risks, contrastive = reference(foreign, image)
+    encoder = vol3d.encoders.create("merlin-5yr", layers=LAYERS).eval()
+    encoder.load_state_dict(convert.translate("merlin-5yr", foreign, encoder)[0])
+    heads = encoder.head_outputs(encoder(image))
+    agree(heads["phenotypes"], risks)
+    agree(heads["contrastive"], contrastive)
+    doc_tables.parity("merlin-5yr", "merlin-5yr", "its formulas", "six risks", heads["phenotypes"], risks)
+    places = {"conv1": "0", "bn1": "1", **{f"layer{stage}": str(stage + 3) for stage in range(1, 5)}}
+    kept = {key.partition(".")[::2]: value for key, value in foreign.items() if key.partition(".")[0] in places}
+    trunk = {f"encode_image.vision_model.features.{places[at]}.{rest}": value for (at, rest), value in kept.items()}
+    encoder = vol3d.encoders.create("merlin-report", layers=LAYERS).eval()
+    encoder.load_state_dict(convert.translate("merlin-report", trunk, encoder)[0])
+    given, wanted = encoder(image).tokens, last.permute(0, 3, 4, 2, 1).flatten(1, 3)
+    agree(given, wanted)
+    doc_tables.parity("merlin-report", "merlin-report", "its formulas", "tokens", given, wanted)
 
 
 def test_one_channel_stands_for_three() -> None:
@@ -125,6 +147,34 @@ def test_one_channel_stands_for_three() -> None:
     three.load_state_dict(one.state_dict())
     image = torch.rand(1, 1, 32, 32, 16)
     agree(one(image).tokens, three(image.repeat(1, 3, 1, 1, 1)).tokens)
+    exact, folded = three.double()(image.double().repeat(1, 3, 1, 1, 1)).tokens, one.double()(image.double()).tokens
+    torch.testing.assert_close(folded, exact, rtol=1e-12, atol=1e-13)
+
+
+def test_checkpointing_covers_as_many_stages_as_asked() -> None:
+    """The stem once more, and the blocks of those stages; each layer of the others runs once."""
+    runs: dict[int, int] = {}
+    for stages in (0, 2, 4):
+        encoder = vol3d.encoders.ResNet3D(layers=LAYERS, width=8, checkpointing=True, checkpoint_stages=stages).train()
+        calls: list[int] = []
+        for module in encoder.modules():
+            if isinstance(module, torch.nn.BatchNorm3d):
+                module.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        encoder(torch.rand(1, 1, 64, 32, 16)).tokens.sum().backward()
+        runs[stages] = len(calls)
+    norms = 1 + sum(3 * depth + 1 for depth in LAYERS)
+    assert runs == {0: norms + 1, 2: norms + 1 + 4 + 7, 4: 2 * norms}
+
+
+def test_a_norm_held_in_eval_mode_counts_nothing() -> None:
+    """Fine-tuning often freezes the statistics: with checkpointing they must stay too."""
+    encoder = vol3d.encoders.ResNet3D(layers=LAYERS, width=8, checkpointing=True).train()
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm3d):
+            module.eval()
+    before = {key: value.clone() for key, value in encoder.named_buffers()}
+    encoder(torch.rand(2, 1, 64, 32, 16)).tokens.sum().backward()
+    torch.testing.assert_close(dict(encoder.named_buffers()), before, rtol=0, atol=0)
 
 
 def test_published_sizes() -> None:

@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+import doc_tables
 import pytest
 import torch
 
@@ -73,6 +74,7 @@ def test_timms_resnet_inflates() -> None:
         tokens = encoder(image).tokens.reshape(2, 2, 7, -1)[:, :, 3]
         expected = flat.forward_features(image[..., 0].expand(-1, 3, -1, -1))[0].permute(1, 2, 0)
     torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    doc_tables.parity("resnet3d-50", "resnet3d-50", "timm's resnet50, inflated", "middle slice", tokens, expected)
 
 
 def test_absent_spectre_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,6 +119,7 @@ def test_spectre_gives_its_own_numbers() -> None:
         scan = peer.combine_features(local, counts)
         features = encoder(image)
     torch.testing.assert_close(features.pooled, scan[:, 0], rtol=1e-4, atol=1e-5)
+    doc_tables.parity("spectre-large", "spectre-large", "spectre-fm", "scan vector", features.pooled, scan[:, 0])
     grid = features.tokens.reshape(16, 8, 8, width)
     torch.testing.assert_close(grid[8:].reshape(512, width), local[0, 1, 1:], rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"100 voxels along x, not a multiple of the crop 128"):

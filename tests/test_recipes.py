@@ -1,4 +1,11 @@
-"""Every recipe parses and trains; a run leaves what it should, resumes to the same losses, and its model works."""
+"""Every recipe parses and trains; a run leaves what it should, resumes to the same losses, and its model works.
+
+A new recipe is found by itself: any YAML under recipes/ outside parts/ and overlays/ must parse, say in its comments
+how it is run (`vol3d fit --config NAME`), have a run folder of its own, and take two steps (or one a stage) on
+phantoms, after which its saved model is loaded and predicts. tests/small_recipes.py makes it small by the names of
+its arguments; nothing has to be entered here. A part must fit the slot its folder names; an overlay must say in its
+comments over which recipe it lies (`--config RECIPE --config overlays/NAME`).
+"""
 
 import csv
 import json
@@ -13,6 +20,7 @@ from typing import Any
 import lightning
 import pytest
 import yaml
+from small_recipes import RECIPES, found, resolved, small, stages_of
 from volume_files import dicom_slice
 
 import vol3d
@@ -20,35 +28,12 @@ from vol3d.cli import main
 from vol3d.training.cli import run
 
 ROOT = Path(__file__).parent.parent
-RECIPES = ROOT / "recipes"
 GOLDEN = Path(__file__).parent / "golden" / "quickstart.json"
-COMPLETE = sorted(path.name for path in RECIPES.glob("*.yaml"))
-PARTS = sorted(str(path.relative_to(RECIPES)) for path in (RECIPES / "parts").rglob("*.yaml"))
-OVERLAYS = sorted(str(path.relative_to(RECIPES)) for path in (RECIPES / "overlays").rglob("*.yaml"))
+COMPLETE, PARTS, OVERLAYS = found(""), found("parts"), found("overlays")
+SLOTS = {"encoder": "model.encoder", "projector": "model.projector", "language": "model.language"}
+"""Folder of a part → the key of a recipe it stands for."""
 STEPS = 80
 """Of the small quickstart: enough of its last stage for some words to come."""
-
-# What makes a recipe small enough for a test, and nothing else.
-SMALL = [
-    *("--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.enable_progress_bar=false"),
-    *("--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=0", "--trainer.accumulate_grad_batches=1"),
-    *("--model.encoder.init_args.embed_dim=48", "--model.encoder.init_args.depth=1"),
-    *("--model.encoder.init_args.num_heads=2", "--model.projector.init_args.num_latents=16"),
-    *("--model.projector.init_args.depth=1", "--model.tasks.report.init_args.max_new_tokens=24"),
-    *("--data.grid.init_args.shape=[32,32,16]", "--data.grid.init_args.spacing=[12.5,12.5,26]"),
-    "--data.batch_size=4",
-]
-# Each recipe's own: the quickstart's decoder is made smaller, the other's pretrained one is swapped for a tiny folder.
-OWN = {
-    "quickstart.yaml": [
-        *("--model.language.init_args.embed_dim=48", "--model.language.init_args.depth=1"),
-        "--model.language.init_args.num_heads=2",
-    ],
-    "report_generation.yaml": [
-        *("--model.language.init_args.name={language}", "--model.projector.init_args.inner_dim=48"),
-        *("--data.num_workers=0", "--data.cache={cache}"),
-    ],
-}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +48,7 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face model folder as one would download it, tiny and random."""
     folder = tmp_path_factory.mktemp("language")
     texts = ["Write the report of this CT. Findings: the liver is normal. Impression: no acute findings."]
-    made = vol3d.LanguageModel.scratch(texts, embed_dim=32, depth=2, num_heads=2, vocab_size=300)
+    made = vol3d.LanguageModel.scratch(texts, embed_dim=32, depth=4, num_heads=2, vocab_size=300)
     made.model.save_pretrained(folder)
     made.tokenizer.save_pretrained(folder)
     return folder
@@ -71,15 +56,6 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe_of(name: str) -> dict[str, Any]:
     return yaml.safe_load((RECIPES / name).read_text())
-
-
-def small(recipe: str, manifest: Path, folder: Path, steps: int, language: Path | None = None) -> list[str]:
-    """Options that make `recipe` train `steps` steps on the phantoms, at least half of them in its last stage."""
-    own = [option.format(language=language, cache=folder / "cache") for option in OWN[recipe]]
-    stages = recipe_of(recipe)["model"]["stages"]
-    each = max(1, steps // (2 * len(stages)))
-    own += [f"--model.stages.{name}.steps={each}" for name, stage in stages.items() if "steps" in stage]
-    return [*SMALL, *own, f"--data.manifest={manifest}", f"--run={folder}", f"--trainer.max_steps={steps}"]
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -94,7 +70,7 @@ def losses(folder: Path) -> dict[int, float]:
 def trained(tmp_path_factory: pytest.TempPathFactory, manifest: Path) -> Path:
     """The quickstart, made small."""
     folder = tmp_path_factory.mktemp("runs") / "quickstart"
-    run(["fit", "--config", "quickstart.yaml", *small("quickstart.yaml", manifest, folder, STEPS)])
+    run(["fit", *small("quickstart.yaml", manifest, folder, STEPS)])
     return folder
 
 
@@ -103,42 +79,55 @@ def trained(tmp_path_factory: pytest.TempPathFactory, manifest: Path) -> Path:
 
 def test_the_recipes_are_found() -> None:
     assert {"quickstart.yaml", "report_generation.yaml"} <= set(COMPLETE)
-    assert sorted(OWN) == COMPLETE, "a new recipe needs its own small options above"
-
-
-def parsed(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
-    with pytest.raises(SystemExit) as left:
-        run(["fit", *options, "--print_config"])
-    assert left.value.code == 0
-    return yaml.safe_load(capsys.readouterr().out)
+    assert "parts/encoder/vit3d_base.yaml" in PARTS
+    assert not set(COMPLETE) & {*PARTS, *OVERLAYS}
 
 
 @pytest.mark.parametrize("recipe", COMPLETE)
-def test_a_recipe_parses_and_says_how_to_run_it(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_parses_and_says_how_to_run_it(recipe: str) -> None:
     text = (RECIPES / recipe).read_text()
     assert f"vol3d fit --config {recipe}" in text
-    config = parsed(capsys, "--config", recipe)
+    config = resolved("--config", recipe)
     assert config["model"]["encoder"]["class_path"].startswith("vol3d.encoders.")
-    assert config["run"] == f"runs/{recipe.removesuffix('.yaml')}"
+    assert config["run"].startswith("runs/")
+    assert config["run"].endswith(Path(recipe).stem)
+
+
+def test_every_recipe_has_a_run_folder_of_its_own() -> None:
+    runs = [recipe_of(recipe)["run"] for recipe in COMPLETE]
+    assert len(set(runs)) == len(runs), sorted(runs)
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_part_fits_its_slot(part: str, capsys: pytest.CaptureFixture[str]) -> None:
-    slot = Path(part).parts[1]
-    wanted = yaml.safe_load((RECIPES / part).read_text())
-    found = parsed(capsys, "--config", "quickstart.yaml", f"--model.{slot}={RECIPES / part}")["model"][slot]
-    assert found["class_path"].rpartition(".")[2] == wanted["class_path"].rpartition(".")[2]
-    assert found["init_args"].items() >= {k: v for k, v in wanted["init_args"].items() if k != "lora"}.items()
+def test_a_part_fits_its_slot(part: str, tmp_path: Path) -> None:
+    """One line of a recipe, the part's path, swaps it in."""
+    slot, wanted = SLOTS[Path(part).parts[1]], yaml.safe_load((RECIPES / part).read_text())
+    recipe, (side, key) = recipe_of("quickstart.yaml"), slot.split(".")
+    recipe["model"]["encoder"] = str(RECIPES / recipe["model"]["encoder"])
+    recipe[side][key] = str(RECIPES / part)
+    (tmp_path / "swapped.yaml").write_text(yaml.safe_dump(recipe))
+    given = resolved("--config", str(tmp_path / "swapped.yaml"))[side][key]
+    if "class_path" in given:
+        assert given["class_path"].rpartition(".")[2] == wanted["class_path"].rpartition(".")[2]
+        given, wanted = given.get("init_args", {}), wanted.get("init_args", {})
+    given, wanted = ({key: json.dumps(value) for key, value in node.items()} for node in (given, wanted))
+    assert given.items() >= {key: value for key, value in wanted.items() if not value.startswith("{")}.items()
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_an_overlay_lies_over_the_recipe_it_names(overlay: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_overlay_lies_over_the_recipe_it_names(overlay: str) -> None:
+    config, wanted = resolved("--config", base_of(overlay), "--config", overlay), recipe_of(overlay)
+    for kind in ("tasks", "stages"):
+        if kind in wanted.get("model", {}):
+            assert list(config["model"][kind]) == list(wanted["model"][kind])
+
+
+def base_of(overlay: str) -> str:
+    """The first recipe an overlay's comments lay it over."""
     text = (RECIPES / overlay).read_text()
-    (base,) = [recipe for recipe in COMPLETE if f"--config {recipe} --config {overlay}" in text]
-    config = parsed(capsys, "--config", base, "--config", overlay)
-    wanted = yaml.safe_load(text)
-    assert list(config["model"]["tasks"]) == list(wanted["model"]["tasks"])
-    assert list(config["model"]["stages"]) == list(wanted["model"]["stages"])
+    bases = [recipe for recipe in COMPLETE if f"--config {recipe} --config {overlay}" in text]
+    assert bases, f"{overlay} must say over which recipe it lies: --config RECIPE --config {overlay}"
+    return bases[0]
 
 
 # --- training ----------------------------------------------------------------------------------------------
@@ -146,21 +135,20 @@ def test_an_overlay_lies_over_the_recipe_it_names(overlay: str, capsys: pytest.C
 
 @pytest.mark.parametrize("recipe", COMPLETE)
 def test_a_recipe_takes_two_steps(recipe: str, manifest: Path, language: Path, tmp_path: Path) -> None:
-    """Two, or one in each of its stages."""
-    folder = tmp_path / "run"
-    steps = max(2, len(recipe_of(recipe)["model"]["stages"]))
-    run(["fit", "--config", recipe, *small(recipe, manifest, folder, steps, language)])
+    """Two, or one in each of its stages; what it saves is loaded and predicts."""
+    folder, steps = tmp_path / "run", max(2, stages_of(recipe))
+    run(["fit", *small(recipe, manifest, folder, steps, language)])
     assert list(losses(folder)) == list(range(steps))
-    assert vol3d.load(folder / "model").report(manifest.parent / "images" / "study-00000.nii.gz") is not None
+    model, study = vol3d.load(folder / "model"), vol3d.Manifest.read(manifest).split("test")[0]
+    assert model.predict([model.sample(study)])[0]["study"] == study.study
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_an_overlay_takes_its_steps(overlay: str, manifest: Path, language: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    options = small("report_generation.yaml", manifest, folder, 6, language)
-    options += ["--model.stages.see.steps=2", "--model.stages.connect.steps=2"]
-    run(["fit", "--config", "report_generation.yaml", "--config", overlay, *options])
-    assert list(losses(folder)) == [0, 1, 2, 3, 4, 5]
+    folder, base = tmp_path / "run", base_of(overlay)
+    steps = max(2, stages_of(base, overlay))
+    run(["fit", *small(base, manifest, folder, steps, language, [overlay])])
+    assert list(losses(folder)) == list(range(steps))
 
 
 def test_a_run_leaves_what_the_contract_says(trained: Path) -> None:
@@ -208,10 +196,10 @@ def test_resuming_goes_on_to_the_same_losses_and_keeps_the_history(
     options = small("quickstart.yaml", manifest, folder, STEPS)
     crash = ["--trainer.callbacks+=test_recipes.Crash", "--trainer.callbacks.step=60"]
     with pytest.raises(RuntimeError, match="the power went out"):
-        run(["fit", "--config", "quickstart.yaml", *options, *crash])
+        run(["fit", *options, *crash])
     assert len(losses(folder)) in (59, 60)
     assert not (folder / "model").exists()
-    run(["fit", "--config", "quickstart.yaml", *options, "--ckpt_path=last"])
+    run(["fit", *options, "--ckpt_path=last"])
     assert losses(folder) == pytest.approx(losses(trained), abs=1e-4)
     assert list(losses(folder)) == list(range(STEPS))
 
@@ -219,7 +207,7 @@ def test_resuming_goes_on_to_the_same_losses_and_keeps_the_history(
 def test_a_new_run_in_an_old_folder_starts_its_history_anew(manifest: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     for steps in (6, 3):
-        run(["fit", "--config", "quickstart.yaml", *small("quickstart.yaml", manifest, folder, steps)])
+        run(["fit", *small("quickstart.yaml", manifest, folder, steps)])
     assert list(losses(folder)) == [0, 1, 2]
 
 
@@ -228,8 +216,8 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_losses(manifest: Path, t
     """SIGKILL in the middle, then `--ckpt_path last`: no step is missing, none differs."""
     steps = 160
     options = {name: small("quickstart.yaml", manifest, tmp_path / name, steps) for name in ("whole", "killed")}
-    run(["fit", "--config", "quickstart.yaml", *options["whole"]])
-    command = [sys.executable, "-m", "vol3d.cli", "fit", "--config", "quickstart.yaml", *options["killed"]]
+    run(["fit", *options["whole"]])
+    command = [sys.executable, "-m", "vol3d.cli", "fit", *options["killed"]]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     history = tmp_path / "killed/metrics.csv"
     child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
@@ -239,7 +227,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_losses(manifest: Path, t
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    run(["fit", "--config", "quickstart.yaml", *options["killed"], "--ckpt_path=last"])
+    run(["fit", *options["killed"], "--ckpt_path=last"])
     assert losses(tmp_path / "killed") == pytest.approx(losses(tmp_path / "whole"), abs=1e-4)
 
 
