@@ -120,5 +120,5 @@ def test_inference_prepares_by_the_card_and_refuses_bare_tensors(tmp_path: Path)
     assert model.report(tmp_path / "ct.nii.gz") == model.report(vol3d.read(tmp_path / "ct.nii.gz"))
     with pytest.raises(ValueError, match=r"Tensor of shape \(1, 16, 16, 8\) without geometry"):
         model.report(torch.zeros(1, 16, 16, 8))
-    with pytest.raises(ValueError, match=r"was not trained for 'codes'; it has report, findings"):
+    with pytest.raises(ValueError, match=r"was not trained for 'codes'; it predicts report"):
         model._task("codes")

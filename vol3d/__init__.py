@@ -28,6 +28,7 @@ _HOME = {
     "AttentionPoolingProjector": "vol3d.model.projectors",
     "RadFMProjector": "vol3d.model.projectors",
     "MixerProjector": "vol3d.model.projectors",
+    "MultiLayerProjector": "vol3d.model.injection",
     "LanguageModel": "vol3d.model.language",
     "VolumeLM": "vol3d.model.volume_lm",
     "VolumeModule": "vol3d.training.module",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from vol3d.data.manifest import Manifest
     from vol3d.evaluation.run import evaluate
     from vol3d.model.inference import load
+    from vol3d.model.injection import MultiLayerProjector
     from vol3d.model.language import LanguageModel
     from vol3d.model.projectors import (
         AttentionPoolingProjector,

@@ -53,7 +53,7 @@ class Features:
     affine: Affines | None = None
     pooled: Pooled | None = None
     scales: tuple[Tensor, ...] = field(default=())
-    visual: Tokens | None = None
+    visual: Tensor | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]

@@ -17,8 +17,9 @@ import yaml
 from torch import nn
 
 from vol3d import __version__
+from vol3d.model.adapters import Lora, Prefix, dense_state, merged_state
 from vol3d.model.interfaces import Encoder, Part, Projector, Task
-from vol3d.model.language import LanguageModel, Lora
+from vol3d.model.language import LanguageModel
 from vol3d.model.volume_lm import VolumeLM
 
 if TYPE_CHECKING:
@@ -27,12 +28,22 @@ if TYPE_CHECKING:
 _PUBLIC = ("vol3d", "vol3d.encoders", "vol3d.tasks")
 
 
-def save(folder: str | Path, model: VolumeLM, tasks: Mapping[str, Task], grid: Grid, *, card: str = "") -> Path:
+def save(
+    folder: str | Path,
+    model: VolumeLM,
+    tasks: Mapping[str, Task],
+    grid: Grid,
+    *,
+    card: str = "",
+    merge: bool = False,
+) -> Path:
     """Write a model folder, whole or not at all; an earlier one of the same name is replaced.
 
     Args:
         grid: the preprocessing card the model was trained with.
         card: Markdown about data, recipe, scores and limits.
+        merge: add LoRA adapters into the weights they adapt, so that the folder holds a plain language model, a little
+            faster and loadable elsewhere; `model` itself stays as it is.
     """
     from safetensors.torch import save_file
 
@@ -41,8 +52,14 @@ def save(folder: str | Path, model: VolumeLM, tasks: Mapping[str, Task], grid: G
     # The temporary folder lies beside the final one, so that the last step is a rename on one file system.
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        (draft / "config.yaml").write_text(yaml.safe_dump(_describe(model, tasks), sort_keys=False), encoding="utf-8")
-        save_file(_state(model, tasks), draft / "model.safetensors", metadata={"format": "pt", "vol3d": __version__})
+        (draft / "config.yaml").write_text(
+            yaml.safe_dump(_describe(model, tasks, merge), sort_keys=False), encoding="utf-8"
+        )
+        save_file(
+            _state(model, tasks, merge=merge),
+            draft / "model.safetensors",
+            metadata={"format": "pt", "vol3d": __version__},
+        )
         grid.save(draft / "grid.json")
         (draft / "card.md").write_text(card, encoding="utf-8")
         if model.language is not None:
@@ -82,14 +99,20 @@ def build(folder: str | Path) -> tuple[VolumeLM, dict[str, Task], Grid]:
     return model, tasks, Grid.load(folder / "grid.json")
 
 
-def _describe(model: VolumeLM, tasks: Mapping[str, Task]) -> dict[str, Any]:
+def _describe(model: VolumeLM, tasks: Mapping[str, Task], merge: bool) -> dict[str, Any]:
     language = None
     if model.language is not None:
-        lm = model.language.causal_lm
+        lm, lora, prefix = model.language.causal_lm, model.language.lora, model.language.prefix
+        config = lm.config.to_dict()
+        # Weights are saved dense, whatever they were held in.
+        config.pop("quantization_config", None)
         language = {
-            "config": lm.config.to_dict(),
+            "config": config,
             "dtype": str(lm.dtype).removeprefix("torch."),
-            "lora": None if model.language.lora is None else asdict(model.language.lora),
+            "lora": None if lora is None or merge else asdict(lora),
+            "prefix": None if prefix is None else asdict(prefix),
+            "special_tokens": model.language.special_tokens,
+            "generation": {"eos_token_id": model.language.stop_ids},
         }
     return {
         "vol3d": __version__,
@@ -130,11 +153,23 @@ def _language(spec: Mapping[str, Any], folder: Path) -> LanguageModel:
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     lm = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec["dtype"]))
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return LanguageModel(lm, tokenizer, lora=None if spec["lora"] is None else Lora(**spec["lora"]))
+    for name, value in spec.get("generation", {}).items():
+        setattr(lm.generation_config, name, value)
+    return LanguageModel(
+        lm,
+        tokenizer,
+        lora=None if spec["lora"] is None else Lora(**spec["lora"]),
+        prefix=None if spec.get("prefix") is None else Prefix(**spec["prefix"]),
+        special_tokens=spec.get("special_tokens", []),
+    )
 
 
-def _state(model: VolumeLM, tasks: Mapping[str, Task]) -> dict[str, torch.Tensor]:
+def _state(model: VolumeLM, tasks: Mapping[str, Task], *, merge: bool = False) -> dict[str, torch.Tensor]:
     state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    if model.language is not None and (merge or getattr(model.language.causal_lm, "is_quantized", False)):
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("model.language.")}
+        dense = merged_state(model.language) if merge else dense_state(model.language)
+        state |= {f"model.language.{name}": tensor for name, tensor in dense.items()}
     for task, module in tasks.items():
         state.update({f"tasks.{task}.{name}": tensor for name, tensor in module.state_dict().items()})
     # safetensors refuses two names for one memory (tied embeddings): keep the first, which loads into both.

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from vol3d.model.dropping import kept_tokens
+from vol3d.model.generation import greedy, pieces, shared_length, texts_of
+from vol3d.model.injection import Injects, check_layers, injecting
 from vol3d.model.interfaces import Encoder, Features, Projector
+from vol3d.model.interleave import Visual, positions_of, prompt_rows, splice, split, take
 from vol3d.model.language import IGNORE, LanguageModel, pad
+from vol3d.model.packing import pack as packed_rows
+from vol3d.model.tokens import Prompt, num_volumes
 from vol3d.types import Affines, Volumes
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 
 class VolumeLM(nn.Module):
     """The shared model every task stands around.
+
+    A prompt holds `<volume>` once a volume it speaks of. The volumes of all prompts are the rows of `features`, in the
+    order of the placeholders; where volumes differ in grid (a prior exam on another one), `features` is a list of
+    Features whose rows are taken one after the other.
 
     Args:
         encoder: image → Features.
@@ -59,6 +74,8 @@ class VolumeLM(nn.Module):
                     f"projector maps {widths[0]} → {widths[1]}, encoder and language model need {wanted[0]} → "
                     f"{wanted[1]}: pass functools.partial(Projector, …) and let VolumeLM fill the widths"
                 )
+            if isinstance(self.projector, Injects):
+                check_layers(self.projector, language)
 
     @property
     def device(self) -> torch.device:
@@ -73,48 +90,237 @@ class VolumeLM(nn.Module):
             raise ValueError("this model has no projector: it encodes only")
         return self.projector(features) if features.visual is None else features.visual
 
-    def language_loss(self, features: Features, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
-        """Mean cross-entropy of the answers' tokens, given each volume and prompt (with one `<volume>`)."""
+    # --- learning -------------------------------------------------------------------------------------------
+
+    def language_loss(
+        self,
+        features: Features | Sequence[Features],
+        prompts: Sequence[Prompt],
+        answers: Sequence[str],
+        *,
+        pack: int | None = None,
+    ) -> Tensor:
+        """Mean cross-entropy of the answers' tokens, given each prompt and its volumes.
+
+        Args:
+            pack: lay several studies into rows of at most this many tokens, none of which sees another; the loss is
+                the same, and no time goes into padding when answers differ in length.
+
+        Raises:
+            ValueError: prompts and volumes that do not match, rows longer than the language model holds, or packing
+                with prefix tuning.
+        """
         language = self._language()
-        prompt_rows = self._prompt_rows(features, prompts)
-        answer_rows = [language.answer_ids(answer) for answer in answers]
-        rows = [prompt + answer for prompt, answer in zip(prompt_rows, answer_rows, strict=True)]
+        visual = self._visual(features)
+        asked = prompt_rows(language, visual, prompts)
+        rows = [ids + language.answer_ids(answer) for ids, answer in zip(asked, answers, strict=True)]
         longest = max(map(len, rows))
         if longest > language.max_length:
             raise ValueError(
                 f"prompt and report take {longest} tokens, the language model holds {language.max_length}: use fewer "
                 "visual tokens (projector), a longer max_length, or shorter reports"
             )
+        language.check_device()
+        starts = [len(ids) for ids in asked]
+        if pack is not None:
+            return self._packed_loss(visual, prompts, rows, starts, pack)
         input_ids, attention = pad(rows, language.tokenizer.pad_token_id, left=False, device=self.device)
         labels = torch.full_like(input_ids, IGNORE)
-        for row, (prompt, tokens) in enumerate(zip(prompt_rows, rows, strict=True)):
-            labels[row, len(prompt) : len(tokens)] = input_ids[row, len(prompt) : len(tokens)]
-        embeds = language.splice(input_ids, self.project(features))
-        return language.loss(embeds, attention, labels)
+        for row, (start, tokens) in enumerate(zip(starts, rows, strict=True)):
+            labels[row, start : len(tokens)] = input_ids[row, start : len(tokens)]
+        embeds = splice(language, input_ids, visual)
+        with self._injecting(visual, input_ids):
+            return language.loss(embeds, attention, labels)
+
+    def _packed_loss(
+        self, visual: Visual, prompts: Sequence[Prompt], rows: list[list[int]], starts: list[int], capacity: int
+    ) -> Tensor:
+        language = self._language()
+        if language.prefix is not None:
+            raise ValueError(
+                f"pack={capacity} with prefix tuning: the prefix of {language.prefix.num_tokens} tokens stands before "
+                "a row's first study only; use lora, or no packing"
+            )
+        packed = packed_rows(rows, starts, capacity, fill=language.tokenizer.pad_token_id)
+        per_prompt = split(list(range(len(visual.volumes))), [num_volumes(prompt) for prompt in prompts])
+        order = [volume for study in packed.order for volume in per_prompt[study]]
+        visual = visual.in_order(order)
+        ids = packed.input_ids.to(self.device)
+        embeds = splice(language, ids, visual)
+        with self._injecting(visual, ids):
+            return language.loss(embeds, None, packed.labels.to(self.device), packed.position_ids.to(self.device))
+
+    # --- writing --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def generate(
-        self, features: Features, prompts: Sequence[str], *, max_new_tokens: int = 256, **options: Any
+        self,
+        features: Features | Sequence[Features],
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int = 256,
+        keep: float | int = 1.0,
+        **options: Any,
     ) -> list[str]:
-        """One text a study; greedy unless options for transformers' `generate` say otherwise."""
-        language = self._language()
-        rows = self._prompt_rows(features, prompts)
-        input_ids, attention = pad(rows, language.tokenizer.pad_token_id, left=True, device=self.device)
-        room = language.max_length - input_ids.shape[1]
-        if room <= 0:
-            raise ValueError(f"the prompt takes {input_ids.shape[1]} tokens, the language model {language.max_length}")
-        embeds = language.splice(input_ids, self.project(features))
-        return language.generate(embeds, attention, max_new_tokens=min(max_new_tokens, room), **options)
+        """One text a prompt; greedy unless options for transformers' `generate` say otherwise.
 
-    def _prompt_rows(self, features: Features, prompts: Sequence[str]) -> list[list[int]]:
-        if len(prompts) != len(features):
-            raise ValueError(f"{len(prompts)} prompts for {len(features)} volumes")
-        count = self.projector.num_tokens(features.grid_size)
+        Args:
+            keep: share (float) or number (int) of each volume's visual tokens the language model sees; what it sees
+                keeps its position (`vol3d.model.dropping`).
+            options: stop="###"; num_beams, do_sample, temperature, streamer … as in transformers.
+        """
+        return self._write(self._visual(features, keep), prompts, max_new_tokens, **options)
+
+    def _write(self, visual: Visual, prompts: Sequence[Prompt], max_new_tokens: int, **options: Any) -> list[str]:
+        embeds, attention, positions, input_ids = self._prompts(visual, prompts)
+        if visual.kept is not None:
+            options["position_ids"] = positions
+        room = min(max_new_tokens, self._room(positions, attention))
+        with self._injecting(visual, input_ids):
+            return self._language().generate(embeds, attention, max_new_tokens=room, **options)
+
+    @torch.no_grad()
+    def stream(
+        self,
+        features: Features | Sequence[Features],
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 256,
+        keep: float | int = 1.0,
+        stop: str | Sequence[str] = (),
+    ) -> Iterator[str]:
+        """The greedy answer to one prompt, in pieces as they are written; joined they are what `generate` gives.
+
+        For sampling, give `generate` a `streamer` of transformers.
+        """
+        visual = self._visual(features, keep)
+        embeds, attention, positions, input_ids = self._prompts(visual, [prompt])
+        room = min(max_new_tokens, self._room(positions, attention))
+        with self._injecting(visual, input_ids):
+            steps = greedy(self._language(), embeds, attention, room, positions)
+            yield from pieces(self._language(), steps, [stop] if isinstance(stop, str) else list(stop))
+
+    @torch.no_grad()
+    def generate_many(
+        self,
+        features: Features,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int = 256,
+        keep: float | int = 1.0,
+        stop: str | Sequence[str] = (),
+    ) -> list[list[str]]:
+        """The greedy answers to the same prompts for each volume: what all prompts share is read once a volume.
+
+        The first tokens that all prompts have in common (system text, the visual tokens, the wording before they
+        part) are passed through the language model once, and all answers are then written together. Put `<volume>`
+        first and what differs last.
+
+        Returns:
+            One list of answers a volume, as `generate` gives them one by one.
+        """
+        language, stops = self._language(), [stop] if isinstance(stop, str) else list(stop)
+        visual = self._visual(features, keep)
+        several = [prompt for prompt in prompts if num_volumes(prompt) != 1]
+        if several:
+            raise ValueError(f"generate_many asks of one volume at a time, a prompt holds {num_volumes(several[0])}")
+        rows = [language.prompt_ids(prompt, visual.counts[0]) for prompt in prompts]
+        shared = shared_length(rows)
+        volumes = len(visual.volumes)
+        if language.volume_id in rows[0][shared:]:
+            # They part before the volume: nothing worth sharing but the visual tokens.
+            each = visual.in_order([volume for volume in range(volumes) for _ in prompts])
+            texts = self._write(each, list(prompts) * volumes, max_new_tokens, stop=stop)
+            return split(texts, [len(prompts)] * volumes)
+        prefilled, after = self._prefill(visual, rows[0], shared)
+        endings = [row[shared:] for row in rows]
+        written: dict[int, list[list[str]]] = {}
+        for group in _groups(endings, apart=language.sliding):
+            cache = copy.deepcopy(prefilled)
+            cache.batch_repeat_interleave(len(group))
+            texts = self._finish(cache, [endings[i] for i in group], shared, after, max_new_tokens, stops)
+            written |= dict(zip(group, zip(*split(texts, [len(group)] * volumes), strict=True), strict=True))
+        return [[written[prompt][volume] for prompt in range(len(prompts))] for volume in range(volumes)]
+
+    def _finish(
+        self, cache: Cache, endings: list[list[int]], shared: int, after: int, max_new_tokens: int, stops: list[str]
+    ) -> list[str]:
+        """The answers to prompts whose first `shared` tokens lie in `cache`, each volume's prompts together."""
         language = self._language()
-        ids = {prompt: language.prompt_ids(prompt, count) for prompt in dict.fromkeys(prompts)}
-        return [ids[prompt] for prompt in prompts]
+        ids, attention = pad(endings, language.tokenizer.pad_token_id, left=True, device=self.device)
+        places = (attention.cumsum(dim=1) - 1).clamp_min(0) + after
+        full = torch.cat([attention.new_ones(len(ids), shared), attention], dim=1)
+        room = min(max_new_tokens, self._room(places, attention))
+        embeds = language.causal_lm.get_input_embeddings()(ids)
+        volumes = len(cache.layers[0].keys) // len(ids)
+        steps = greedy(
+            language, embeds.repeat(volumes, 1, 1), full.repeat(volumes, 1), room, places.repeat(volumes, 1), cache
+        )
+        return texts_of(language, steps, stops)
+
+    def _prefill(self, visual: Visual, ids: list[int], shared: int) -> tuple[Cache, int]:
+        """Cache of the first `shared` tokens, a row a volume; and the position of the token after them."""
+        language = self._language()
+        cache = language.new_cache()
+        rows = [ids] * len(visual.volumes)
+        positions = positions_of(visual, rows, [1] * len(rows), language.volume_id, self.device)
+        input_ids = torch.tensor(rows, device=self.device)[:, :shared]
+        embeds = splice(language, input_ids, visual)
+        with self._injecting(visual, input_ids):
+            language.hidden(embeds, torch.ones_like(input_ids), positions[:, :shared], cache)
+        return cache, int(positions[0, shared])
+
+    # --- parts of both --------------------------------------------------------------------------------------
+
+    def _visual(self, features: Features | Sequence[Features], keep: float | int = 1.0) -> Visual:
+        self._language()
+        groups = [features] if isinstance(features, Features) else list(features)
+        found = Visual([], {}, None, [])
+        for group in groups:
+            tokens = self.project(group)
+            added = self.projector.injections(group) if isinstance(self.projector, Injects) else {}
+            found.sizes += [tokens.shape[1]] * len(tokens)
+            if keep != 1.0 or isinstance(keep, int):
+                kept = kept_tokens(group, tokens, keep, self.projector)
+                found.kept = (found.kept or []) + kept.tolist()
+                tokens, added = take(tokens, kept), {layer: take(more, kept) for layer, more in added.items()}
+            found.volumes += list(tokens)
+            for layer, more in added.items():
+                found.added.setdefault(layer, []).extend(more)
+        return found
+
+    def _prompts(self, visual: Visual, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Embeddings, attention mask, positions and ids of the prompts, left-padded."""
+        language = self._language()
+        rows = prompt_rows(language, visual, prompts)
+        input_ids, attention = pad(rows, language.tokenizer.pad_token_id, left=True, device=self.device)
+        volumes = [num_volumes(prompt) for prompt in prompts]
+        positions = positions_of(visual, rows, volumes, language.volume_id, self.device)
+        return splice(language, input_ids, visual), attention, positions, input_ids
+
+    def _room(self, positions: Tensor, attention: Tensor) -> int:
+        language = self._language()
+        longest = max(int(positions.max()) + 1, attention.shape[1])
+        if longest >= language.max_length:
+            raise ValueError(f"the prompt takes {longest} tokens, the language model {language.max_length}")
+        return language.max_length - longest
+
+    def _injecting(self, visual: Visual, input_ids: Tensor) -> AbstractContextManager[None]:
+        if not visual.added:
+            return nullcontext()
+        language = self._language()
+        added = {layer: torch.cat(tokens) for layer, tokens in visual.added.items()}
+        return injecting(language, added, input_ids == language.volume_id)
 
     def _language(self) -> LanguageModel:
         if self.language is None:
             raise ValueError("this model has no language model: it encodes only")
         return self.language
+
+
+def _groups(rows: Sequence[Sequence[int]], *, apart: bool) -> list[list[int]]:
+    """Rows to be written together: all, or those of one length where a sliding window would count padding."""
+    if not apart:
+        return [list(range(len(rows)))]
+    lengths = dict.fromkeys(map(len, rows))
+    return [[index for index, row in enumerate(rows) if len(row) == length] for length in lengths]

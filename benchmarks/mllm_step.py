@@ -1,0 +1,285 @@
+"""One LoRA step of a 135 M language model on 256 visual and 256 text tokens, against the same model in M3D's manner.
+
+    python benchmarks/mllm_step.py --json mllm_step.json        # SmolLM2-135M's and M3D's own sizes: minutes on a CPU
+    python benchmarks/mllm_step.py --tiny                       # seconds, to see that it works
+    python benchmarks/mllm_step.py --device cuda --dtype bfloat16
+
+The peer: MONAI's ViT, 2 × 2 × 2 pooling and an MLP, LoRA r16 on every linear layer of the language model, encoder,
+projector, embedding and head trained, logits at all 512 positions and their cross-entropy in fp32, shifted as M3D does.
+Ours: the same shapes, LoRA and text; the encoder trained, frozen, or skipped because its features are cached. Weights
+are random. Every measurement is a process of its own; a ratio is median over median, below 1 where ours is better.
+Memory is what the process took beyond the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import vol3d
+from vol3d.model.language import LanguageModel, Lora, train_tokenizer
+
+RESULTS = Path(__file__).parent / "results"
+SHAPE, TINY_SHAPE = (256, 256, 32), (64, 64, 16)
+# work → (what runs on our side, what on the peer's, target for time, target for memory)
+WORKS = {
+    "step, encoder trained": ("ours-trained", "peer-step", 0.50, 0.50),
+    "step, encoder frozen": ("ours-frozen", "peer-step", 0.30, 0.50),
+    "step, features cached": ("ours-cached", "peer-step", 0.15, 0.50),
+    "logits and loss": ("ours-loss", "peer-loss", 0.25, 0.50),
+}
+
+
+def causal_lm(*, tiny: bool) -> nn.Module:
+    """SmolLM2-135M's shape with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "vocab_size": 2048}  # fmt: skip
+    full = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+            "num_key_value_heads": 3, "vocab_size": 49152}  # fmt: skip
+    config = LlamaConfig(max_position_embeddings=2048, tie_word_embeddings=True, **(sizes if tiny else full))
+    return LlamaForCausalLM(config)
+
+
+def shape(*, tiny: bool) -> tuple[int, int, int]:
+    return TINY_SHAPE if tiny else SHAPE
+
+
+def our_model(*, tiny: bool, lora: bool = True) -> vol3d.VolumeLM:
+    """ViT3D at M3D's size, spatial pooling, the language model."""
+    sizes = {"embed_dim": 96, "depth": 2, "num_heads": 3} if tiny else {}
+    grid = tuple(size // patch for size, patch in zip(shape(tiny=tiny), (16, 16, 4), strict=True))
+    words = train_tokenizer(["The liver is normal. There is a left pleural effusion."], 300)
+    language = LanguageModel(causal_lm(tiny=tiny), words, lora=Lora(rank=16, alpha=32) if lora else None)
+    return vol3d.VolumeLM(
+        vol3d.encoders.create("m3d-clip", grid_size=grid, **sizes), partial(vol3d.SpatialPoolingProjector), language
+    )
+
+
+class PeerEncoder(nn.Module):
+    """MONAI's ViT as M3D builds it, and its pooling projector."""
+
+    def __init__(self, width_out: int, *, tiny: bool) -> None:
+        super().__init__()
+        from monai.networks.nets import ViT
+
+        x, y, z = shape(tiny=tiny)
+        width, depth, heads = (96, 2, 3) if tiny else (768, 12, 12)
+        self.grid = (z // 4, x // 16, y // 16)
+        self.vit = ViT(1, (z, x, y), (4, 16, 16), width, 4 * width, depth, heads, proj_type="perceptron",
+                       pos_embed_type="learnable", classification=True)  # fmt: skip
+        del self.vit.classification_head  # all tokens come out, the CLS token first
+        self.mlp = nn.Sequential(nn.Linear(width, width_out), nn.GELU(), nn.Linear(width_out, width_out))
+
+    def forward(self, image: Tensor) -> Tensor:
+        tokens = self.vit(image.permute(0, 1, 4, 2, 3))[0]
+        grid = tokens[:, 1:].transpose(1, 2).reshape(len(tokens), -1, *self.grid)
+        return self.mlp(F.avg_pool3d(grid, 2).flatten(2).transpose(1, 2))
+
+
+def full_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy over every position in fp32, shifted by copies."""
+    logits = logits.float()
+    shifted = logits[:, :-1].contiguous()
+    return F.cross_entropy(shifted.view(-1, shifted.shape[-1]), labels[:, 1:].contiguous().view(-1), ignore_index=-100)
+
+
+def text(batch: int, vocabulary: int, device: str) -> tuple[Tensor, Tensor]:
+    """256 words ids a row, the same for both sides: 20 of the prompt, 236 of the answer; and the labels."""
+    ids = torch.randint(300, vocabulary, (batch, 256), generator=torch.Generator().manual_seed(0)).to(device)
+    labels = ids.clone()
+    labels[:, :20] = -100
+    return ids, labels
+
+
+def our_step(model: vol3d.VolumeLM, image: Tensor, cached: Any, dtype: torch.dtype) -> Tensor:
+    features = model.encode(image) if cached is None else cached
+    visual = model.project(features)
+    ids, labels = text(len(visual), model.language.causal_lm.config.vocab_size, visual.device.type)
+    embeds = model.language.causal_lm.get_input_embeddings()(ids)
+    embeds = torch.cat([visual.to(embeds.dtype), embeds], dim=1)
+    labels = F.pad(labels, (visual.shape[1], 0), value=-100)
+    return model.language.loss(embeds, torch.ones_like(labels), labels)
+
+
+def peer_step(encoder: PeerEncoder, model: nn.Module, image: Tensor) -> Tensor:
+    visual = encoder(image)
+    ids, labels = text(len(visual), model.config.vocab_size, visual.device.type)
+    embeds = torch.cat([visual, model.get_input_embeddings()(ids)], dim=1)
+    labels = F.pad(labels, (visual.shape[1], 0), value=-100)
+    logits = model(inputs_embeds=embeds, attention_mask=torch.ones_like(labels), use_cache=False).logits
+    return full_loss(logits, labels)
+
+
+def runner(side: str, args: argparse.Namespace) -> Any:
+    """A function that takes one step, and its parameters."""
+    from vol3d.model.adapters import with_lora
+
+    image = torch.rand(args.batch, 1, *shape(tiny=args.tiny), device=args.device)
+    if side.endswith("loss"):
+        return _loss_runner(side, args)
+    if side == "peer-step":
+        model = with_lora(causal_lm(tiny=args.tiny), Lora(rank=16, alpha=32)).to(args.device).train()
+        model.get_input_embeddings().weight.requires_grad_()
+        encoder = PeerEncoder(model.config.hidden_size, tiny=args.tiny).to(args.device).train()
+        return (lambda: peer_step(encoder, model, image)), [*encoder.parameters(), *model.parameters()]
+    model = our_model(tiny=args.tiny).to(args.device).train()
+    cached = None
+    if side != "ours-trained":
+        model.encoder.requires_grad_(False).eval()
+    if side == "ours-cached":
+        with torch.no_grad():
+            cached = model.encode(image)
+    return (lambda: our_step(model, image, cached, torch.float32)), list(model.parameters())
+
+
+def _loss_runner(side: str, args: argparse.Namespace) -> Any:
+    """Head and loss alone, on hidden states that want a gradient; the peer trains its head, ours adapts the rest."""
+    from vol3d.model.cross_entropy import linear_cross_entropy
+
+    width, words = (64, 2048) if args.tiny else (576, 49152)
+    head = nn.Linear(width, words, bias=False).to(args.device).requires_grad_(side == "peer-loss")
+    hidden = torch.randn(args.batch, 512, width, device=args.device, requires_grad=True)
+    labels = F.pad(text(args.batch, words, args.device)[1], (256, 0), value=-100)
+    chosen = labels[:, 1:] != -100
+
+    def ours() -> Tensor:
+        return linear_cross_entropy(hidden[:, :-1][chosen], head, labels[:, 1:][chosen])
+
+    return (ours if side == "ours-loss" else lambda: full_loss(head(hidden), labels)), [hidden, *head.parameters()]
+
+
+def measure(side: str, args: argparse.Namespace) -> dict[str, float]:
+    """Median seconds of forward, backward and optimizer step, and MiB beyond the model."""
+    torch.manual_seed(0)
+    step, parameters = runner(side, args)
+    optimizer = torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=1e-4)
+    cuda = args.device == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() / 2**20 if cuda else resident(peak=False)
+    clock = time.process_time if args.clock == "cpu" else time.perf_counter
+    seconds = []
+    for _ in range(args.repeats + 1):
+        start = clock()
+        with torch.autocast(args.device, dtype=getattr(torch, args.dtype), enabled=args.dtype != "float32"):
+            loss = step()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(clock() - start)
+    after = torch.cuda.max_memory_allocated() / 2**20 if cuda else resident(peak=True)
+    return {"seconds": statistics.median(seconds[1:]), "mib": after - before}
+
+
+def resident(*, peak: bool) -> float:
+    """MiB this process holds, or held at most."""
+    if not peak and Path("/proc/self/statm").exists():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def in_a_process(script: str, side: str, args: argparse.Namespace) -> dict[str, float]:
+    """One measurement in a fresh Python."""
+    command = [sys.executable, script, "--one", side, "--device", args.device, "--dtype", args.dtype]
+    command += ["--batch", str(args.batch), "--repeats", str(args.repeats), "--threads", str(args.threads)]
+    command += ["--clock", args.clock] + ["--tiny"] * args.tiny
+    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"{side} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(script: str, works: dict[str, tuple[str, str, float, float | None]], args: argparse.Namespace) -> list[Any]:
+    """A row a work: both sides in turn, `--rounds` times."""
+    sides = list(dict.fromkeys(side for work in works.values() for side in work[:2]))
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    for _ in range(args.rounds):
+        for side in sides:
+            found[side].append(in_a_process(script, side, args))
+    median = {
+        side: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for side, runs in found.items()
+    }
+    rows = []
+    for work, (ours, peer, target, memory) in works.items():
+        row = {
+            "work": work, "peer": peer, "ours_s": median[ours]["seconds"], "peer_s": median[peer]["seconds"],
+            "ratio": median[ours]["seconds"] / median[peer]["seconds"], "target": target,
+            "memory_ratio": median[ours]["mib"] / max(1.0, median[peer]["mib"]) if memory else None,
+            "memory_target": memory, "ours_mib": median[ours]["mib"], "peer_mib": median[peer]["mib"],
+        }  # fmt: skip
+        rows.append(row)
+        more = f" · memory {row['memory_ratio']:.2f} (target {memory})" if memory else ""
+        sys.stderr.write(
+            f"{work}: {row['ours_s']:.3f} s / {row['peer_s']:.3f} s = {row['ratio']:.2f} (target {target}){more}\n"
+        )
+    return rows
+
+
+def options(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--tiny", action="store_true", help="small networks, volumes and vocabularies")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=2, help="runs a process, after one to warm up")
+    parser.add_argument("--rounds", type=int, default=1, help="processes a side")
+    parser.add_argument(
+        "--clock", default="wall", choices=["wall", "cpu"], help="cpu: where others use the machine too"
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--record", action="store_true", help=f"write a dated file into {RESULTS.name}/ as well")
+    parser.add_argument("--one", metavar="SIDE", help=argparse.SUPPRESS)
+    return parser
+
+
+def write(name: str, rows: list[Any], args: argparse.Namespace) -> None:
+    """The report to `--json`, and with `--record` to benchmarks/results/DATE-NAME.json."""
+    import transformers
+
+    gpu = torch.cuda.get_device_name() if args.device == "cuda" else None
+    report = {
+        "rows": rows, "date": datetime.date.today().isoformat(), "vol3d": vol3d.__version__, "torch": torch.__version__,
+        "transformers": transformers.__version__, "machine": platform.machine(), "gpu": gpu, "cores": os.cpu_count(),
+        "device": args.device, "dtype": args.dtype, "threads": args.threads, "clock": args.clock, "tiny": args.tiny,
+        "batch": args.batch,
+    }  # fmt: skip
+    text = json.dumps(report, indent=2) + "\n"
+    if args.json:
+        args.json.write_text(text, encoding="utf-8")
+    if args.record:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{report['date']}-{name}-{args.device}.json").write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    args = options(__doc__).parse_args()
+    torch.set_num_threads(args.threads)
+    if args.one:
+        sys.stdout.write(json.dumps(measure(args.one, args)) + "\n")
+        return
+    write("mllm_step", compare(__file__, WORKS, args), args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The chunked loss is the full one, to its gradients, and never holds all logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vol3d.model.cross_entropy import linear_cross_entropy
+
+
+def parts(*, bias: bool) -> tuple[Tensor, nn.Linear, Tensor]:
+    return torch.randn(23, 16, requires_grad=True), nn.Linear(16, 50, bias=bias), torch.randint(0, 50, (23,))
+
+
+@pytest.mark.parametrize("cap", [None, 1.5], ids=["plain", "capped"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_loss_and_gradients_equal_the_full_ones(bias: bool, frozen: bool, cap: float | None) -> None:
+    hidden, head, targets = parts(bias=bias)
+    head.requires_grad_(not frozen)
+    transform = None if cap is None else lambda logits: torch.tanh(logits / cap) * cap
+    logits = head(hidden) if transform is None else transform(head(hidden))
+    wanted = [hidden] if frozen else [hidden, *head.parameters()]
+    expected = F.cross_entropy(logits, targets)
+    gradients = torch.autograd.grad(3 * expected, wanted)
+    # 0.001 MiB hold 5 rows of 50 logits: five chunks, the last one short.
+    loss = linear_cross_entropy(hidden, head, targets, transform=transform, chunk_mib=0.001)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(3 * loss, wanted), gradients)
+
+
+def test_no_tensor_as_large_as_all_logits_is_made() -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, (tuple, list)) else [out]:
+                if isinstance(tensor, Tensor):
+                    self.size = max(self.size, tensor.numel())
+            return out
+
+    hidden, head, targets = (
+        torch.randn(256, 8, requires_grad=True),
+        nn.Linear(8, 500, bias=False),
+        torch.zeros(256).long(),
+    )
+    with Largest() as chunked:
+        linear_cross_entropy(hidden, head, targets, chunk_mib=0.02).backward()
+    with Largest() as full:
+        F.cross_entropy(head(hidden), targets).backward()
+    assert full.size == 256 * 500
+    assert chunked.size <= 12 * 500
+
+
+def test_half_precision_keeps_the_loss_in_fp32() -> None:
+    hidden, head, targets = parts(bias=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = linear_cross_entropy(hidden, head, targets)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, F.cross_entropy(head(hidden), targets), rtol=0.01, atol=0.01)
+    loss.backward()
+    assert hidden.grad.dtype == head.weight.grad.dtype == torch.float32
+
+
+def test_liger_is_refused_where_it_cannot_run() -> None:
+    hidden, head, targets = parts(bias=False)
+    with pytest.raises(ValueError, match=r"liger-kernel runs on a GPU, the model is on cpu: use .*'chunked'"):
+        linear_cross_entropy(hidden, head, targets, method="liger")
+
+
+def test_a_weight_that_is_sharded_is_used_by_its_own_module_alone() -> None:
+    """ZeRO-3 and FSDP gather a weight when its module is called; read directly it would be a shard."""
+    hidden, head, targets = parts(bias=False)
+    head.weight.ds_id = 0
+    called = []
+    head.register_forward_pre_hook(lambda *_: called.append(True))
+    loss = linear_cross_entropy(hidden, head, targets)
+    torch.testing.assert_close(loss, F.cross_entropy(F.linear(hidden, head.weight), targets))
+    assert called

@@ -1,0 +1,113 @@
+"""Loading a Hugging Face causal LM by Hub name or folder, with errors that say the way out."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_causal_lm(
+    name: str,
+    *,
+    dtype: str = "float32",
+    attn_implementation: str = "sdpa",
+    gguf_file: str | None = None,
+    quantization: str | None = None,
+    adapted: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer of a Hub name or folder.
+
+    Args:
+        quantization: "4bit" for NF4 by bitsandbytes. adapted: LoRA comes on top, without which 4 bits cannot learn.
+
+    Raises:
+        ValueError: a name that cannot be loaded (gated, absent, unreachable), or 4 bits without a GPU or adapters.
+        ImportError: gguf or bitsandbytes is missing.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = Path(name)
+    extra: dict[str, Any] = {}
+    if gguf_file is not None:
+        if not (folder / gguf_file).is_file():
+            raise ValueError(f"{folder / gguf_file}: no such GGUF file; `name` is the folder that holds it")
+        if importlib.util.find_spec("gguf") is None:
+            raise ImportError(f"{gguf_file} needs the package gguf: pip install 'vol3d[gguf]'")
+        extra["gguf_file"] = gguf_file
+    config = None if quantization is None else four_bit(quantization, dtype, adapted=adapted)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **extra)
+        if gguf_file is not None:
+            from transformers import GgufConfig
+
+            # Without this the dense weights stay flagged as quantised and cannot be saved.
+            config = GgufConfig(dequantize=True)
+        if config is not None:
+            extra["quantization_config"] = config
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=getattr(torch, dtype), attn_implementation=attn_implementation, **extra
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(_why(name, error)) from error
+    return model, tokenizer
+
+
+def causal_lm_without_weights(name: str, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of a Hub name or folder with weights as they come, and its tokenizer: only its config is read.
+
+    Raises:
+        ValueError: a name that cannot be loaded.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(_why(name, error)) from error
+    return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)), tokenizer
+
+
+def _why(name: str, error: Exception) -> str:
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if any(word in str(error).lower() for word in ("gated", "401 client", "403 client", "restricted")):
+        return (
+            f"language model {name!r} is gated and this machine has no access to it ({first}): accept its licence at "
+            f"https://huggingface.co/{name} and log in with `hf auth login`, or give a folder that holds it"
+        )
+    return (
+        f"language model {name!r} could not be loaded ({first}): give a folder with "
+        "config.json and weights, a Hub name that this machine can reach and you have access to, or use "
+        "vol3d.model.language.Scratch"
+    )
+
+
+def four_bit(quantization: str, dtype: str, *, adapted: bool) -> Any:
+    """transformers' settings for NF4 with double quantisation (QLoRA, arXiv:2305.14314).
+
+    Raises:
+        ValueError: another word than "4bit", no LoRA on top, or no GPU. ImportError: no bitsandbytes.
+    """
+    if quantization != "4bit":
+        raise ValueError(f"quantization {quantization!r}: known is '4bit'")
+    if not adapted:
+        raise ValueError("4-bit weights cannot learn: give lora as well, or leave quantization out")
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "quantization '4bit' needs a CUDA GPU, this machine has 0: leave it out and use dtype 'bfloat16' with lora"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError("quantization '4bit' needs the package bitsandbytes: pip install 'vol3d[qlora]'")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "float32" else getattr(torch, dtype),
+    )

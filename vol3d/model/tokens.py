@@ -1,0 +1,93 @@
+"""Token ids: the volume's placeholder, prompts with their chat template, padding, and a tokenizer from reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VOLUME_TOKEN = "<volume>"
+IGNORE = -100
+# A prompt is a text, or a conversation for a model with a chat template: [{"role": "user", "content": "…"}, …].
+Prompt = str | Sequence[Mapping[str, str]]
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """All words of a prompt, one after the other."""
+    return prompt if isinstance(prompt, str) else "\n".join(turn["content"] for turn in prompt)
+
+
+def num_volumes(prompt: Prompt) -> int:
+    """How many `<volume>` placeholders a prompt holds."""
+    return prompt_text(prompt).count(VOLUME_TOKEN)
+
+
+def rendered(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text the model reads: the chat template's where there is one, else BOS and the prompt.
+
+    Raises:
+        ValueError: a conversation for a tokenizer without a chat template, or one its template refuses.
+    """
+    if tokenizer.chat_template:
+        from jinja2 import TemplateError
+
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+        try:
+            return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise ValueError(
+                f"the chat template refuses a conversation of {len(turns)} turns ({roles}): {error}; give roles it "
+                "knows, or put everything into one user turn"
+            ) from error
+    if not isinstance(prompt, str):
+        raise ValueError(
+            f"the prompt is a conversation of {len(prompt)} turns, the tokenizer has no chat template: give the prompt "
+            "as one text, or set tokenizer.chat_template"
+        )
+    return (tokenizer.bos_token or "") + prompt
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of ids → (ids, attention mask), both (batch, longest)."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), value, dtype=torch.long)
+    attention = torch.zeros(len(rows), longest, dtype=torch.long)
+    for row, tokens in enumerate(rows):
+        place = slice(longest - len(tokens), None) if left else slice(0, len(tokens))
+        ids[row, place] = torch.tensor(tokens, dtype=torch.long)
+        attention[row, place] = 1
+    return ids.to(device), attention.to(device)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer trained on the reports; any text round-trips through it.
+
+    Raises:
+        ValueError: there is no text to train on.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    corpus = [text for text in texts if text]
+    if not corpus:
+        raise ValueError("no reports to train a tokenizer on: the training split has 0 rows with a report")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<bos>", "<eos>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=special[0], bos_token=special[1], eos_token=special[2]
+    )
