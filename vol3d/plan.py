@@ -135,7 +135,7 @@ def _advice(recipe: Sequence[str], samples: list[Sample], worst: StagePlan, room
         advice.append(f"and a 4-bit base (quantization: 4bit): about {quarter / GB:.2f} GB, {fits}")
     if not any("fits" in line and "not enough" not in line for line in advice):
         advice.append(
-            "a smaller model, or weights and optimizer spread over GPUs: overlays/fsdp2.yaml, deepspeed_zero3"
+            "a smaller model, or weights and optimizer spread over GPUs: overlays/fsdp2.yaml"
         )
     return advice
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from vol3d.commands.command import Command, Result
+
+if TYPE_CHECKING:
+    from vol3d.data.cache import FillReport
 
 
 def _phantom_arguments(verb: argparse.ArgumentParser) -> None:
@@ -55,30 +59,54 @@ def _doctor(arguments: argparse.Namespace) -> Result:
 
 def _prepare_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("manifest", metavar="MANIFEST")
-    verb.add_argument("--grid", required=True, metavar="NAME", help="a preset's name, or a grid.json")
+    verb.add_argument("--grid", metavar="NAME", help="a preset's name, or a grid.json")
+    verb.add_argument("--features", metavar="MODEL_OR_RECIPE", help="encode with its frozen encoder, on its own grid")
     verb.add_argument("--cache", required=True, metavar="DIR")
+    verb.add_argument("--shard", metavar="I/N", help="only the I-th of N shards (from 0); default: of a SLURM array")
     verb.add_argument("--workers", type=int, default=1, metavar="N")
+    verb.add_argument("--batch-size", type=int, default=8, metavar="N", help="studies encoded at once (default: 8)")
     verb.add_argument("--compression", choices=["blosc2"], help="half the disk, more time to read")
 
 
 def _prepare(arguments: argparse.Namespace) -> Result:
-    from vol3d.data.cache import prepare
-    from vol3d.volume.grid import Grid
+    from vol3d.data.shards import parse_shard, shard_of_job
 
-    grid = Grid.load(arguments.grid) if arguments.grid.endswith(".json") else Grid.preset(arguments.grid)
-    report = prepare(
-        arguments.manifest,
-        grid,
-        arguments.cache,
-        workers=arguments.workers,
-        compression=arguments.compression,
-        progress=True,
-    )
+    if (arguments.grid is None) == (arguments.features is None):
+        raise ValueError("prepare takes one of --grid (volumes) and --features (volumes and what an encoder makes)")
+    shard = shard_of_job() if arguments.shard is None else parse_shard(arguments.shard)
+    report = _volumes(arguments, shard) if arguments.features is None else _features(arguments, shard)
     data = {**asdict(report), "failures": None if report.failures is None else str(report.failures)}
+    data["shard"] = None if shard is None else f"{shard[0]}/{shard[1]}"
     text = f"{report.studies} studies: {report.made} made, {report.ready} were ready, {report.failed} failed"
     if report.failures is not None:
         text += f", see {report.failures}"
     return Result(data, f"{text}; {report.seconds:.1f} s", code=1 if report.failed else 0)
+
+
+def _volumes(arguments: argparse.Namespace, shard: tuple[int, int] | None) -> FillReport:
+    from vol3d.data.cache import prepare
+    from vol3d.data.shards import prepare_shard
+    from vol3d.volume.grid import Grid
+
+    grid = Grid.load(arguments.grid) if arguments.grid.endswith(".json") else Grid.preset(arguments.grid)
+    options = {"workers": arguments.workers, "compression": arguments.compression, "progress": True}
+    if shard is None:
+        return prepare(arguments.manifest, grid, arguments.cache, **options)
+    return prepare_shard(arguments.manifest, grid, arguments.cache, *shard, **options)
+
+
+def _features(arguments: argparse.Namespace, shard: tuple[int, int] | None) -> FillReport:
+    from vol3d.training.features import prepare_features
+
+    return prepare_features(
+        arguments.manifest,
+        arguments.features,
+        arguments.cache,
+        shard=shard,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        progress=True,
+    )
 
 
 COMMANDS = {
@@ -95,7 +123,7 @@ COMMANDS = {
         _doctor,
     ),
     "prepare": Command(
-        "fill the cache of volumes on a grid",
+        "fill the cache of volumes on a grid, and of a frozen encoder's features",
         "vol3d prepare data/manifest.jsonl --grid merlin --cache cache --workers 4",
         _prepare_arguments,
         _prepare,

@@ -10,6 +10,9 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from vol3d.data.shards import merge_predictions
+from vol3d.training.sharding import whole
+
 
 class SaveModel(lightning.Callback):
     """Writes `RUN/model` when fitting ends, with the data's grid as its preprocessing card.
@@ -23,12 +26,14 @@ class SaveModel(lightning.Callback):
         self.folder, self.recipe = Path(folder), recipe
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if not trainer.is_global_zero or trainer.datamodule is None or trainer.fast_dev_run:
+        if trainer.datamodule is None or trainer.fast_dev_run:
             return
         from vol3d.model.pretrained import save
 
-        card = model_card(trainer, pl_module, self.recipe)
-        save(self.folder / "model", pl_module.model, dict(pl_module.tasks.items()), trainer.datamodule.grid, card=card)
+        with whole(pl_module):  # every process gives its part of divided weights, the first writes
+            if trainer.is_global_zero:
+                tasks, card = dict(pl_module.tasks.items()), model_card(trainer, pl_module, self.recipe)
+                save(self.folder / "model", pl_module.model, tasks, trainer.datamodule.grid, card=card)
 
 
 def model_card(trainer: lightning.Trainer, module: Any, recipe: str) -> str:
@@ -49,7 +54,11 @@ def model_card(trainer: lightning.Trainer, module: Any, recipe: str) -> str:
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes `RUN/predictions.jsonl`, one line a study, while `vol3d predict` runs."""
+    """Writes `RUN/predictions.jsonl`, one line a study, while `vol3d predict` runs.
+
+    Several processes write a file each, which the first of them joins at the end: each study once, in the order of
+    the manifest. They must share the run's folder.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(write_interval="batch")
@@ -57,7 +66,11 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("", encoding="utf-8")
+        self._own(trainer, trainer.global_rank).write_text("", encoding="utf-8")
+
+    def _own(self, trainer: lightning.Trainer, rank: int) -> Path:
+        """The file that one process writes."""
+        return self.path if trainer.world_size == 1 else self.path.with_name(f".predictions-{rank}.jsonl")
 
     def write_on_batch_end(
         self,
@@ -69,5 +82,17 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with self._own(trainer, trainer.global_rank).open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in prediction)
+
+    def on_predict_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if trainer.world_size == 1:
+            return
+        trainer.strategy.barrier("predictions")
+        if not trainer.is_global_zero:
+            return
+        parts = [self._own(trainer, rank) for rank in range(trainer.world_size)]
+        order = None if trainer.datamodule is None else [study.study for study in trainer.datamodule.manifest]
+        merge_predictions(parts, self.path, order)
+        for part in parts:
+            part.unlink()

@@ -12,12 +12,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from vol3d.data.dataset import VolumeData
 from vol3d.training.callbacks import PredictionWriter, SaveModel
+from vol3d.training.features import StoredFeatures
 from vol3d.training.history import History
+from vol3d.training.memory import out_of_memory
 from vol3d.training.module import VolumeModule
 from vol3d.training.progress import StepProgress
 from vol3d.training.watch import Watch
@@ -68,6 +71,8 @@ class RecipeCLI(LightningCLI):
             PredictionWriter(folder),
             Watch(),
         ]
+        if cache := self._get(self.config_init, "data").cache:
+            extra.append(StoredFeatures(cache))
         trainer_config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         if trainer_config.get("enable_progress_bar") is not False:
             extra.append(StepProgress())
@@ -93,7 +98,7 @@ def run(arguments: Sequence[str] | None = None) -> RecipeCLI:
     """Run a Lightning subcommand with these arguments (`["fit", "--config", "recipe.yaml"]`).
 
     Raises:
-        ValueError: a recipe that is not there, or says what the code does not know.
+        ValueError: a recipe that is not there, or says what the code does not know; memory that does not suffice.
     """
     quiet()
     try:
@@ -107,6 +112,8 @@ def run(arguments: Sequence[str] | None = None) -> RecipeCLI:
         )
     except ArgumentError as error:
         raise ValueError(_said(str(error), list(arguments or ["fit"]))) from error
+    except torch.OutOfMemoryError as error:
+        raise ValueError(out_of_memory(str(error), list(arguments or ["fit"]))) from error
 
 
 def _said(message: str, arguments: list[str]) -> str:

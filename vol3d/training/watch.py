@@ -43,7 +43,8 @@ class Watch(lightning.Callback):
 
     def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Any) -> None:
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
+        total = torch.nn.utils.get_total_norm(gradients)
+        norm = float(total.full_tensor() if hasattr(total, "full_tensor") else total)  # FSDP2's lies in pieces
         pl_module.log("train/grad_norm", norm)
         usual = median(self.norms) if len(self.norms) >= 10 else math.inf
         if norm > self.spike * usual:

@@ -1,0 +1,89 @@
+"""Checkpoints as model folders, and what is said when they are none, or when memory does not suffice."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import vol3d
+from vol3d.cli import main
+from vol3d.training.cli import run
+from vol3d.training.consolidate import consolidate, whole_state
+from vol3d.training.memory import out_of_memory
+
+CUDA = (
+    "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 22.17 GiB of which 1.03 GiB is free "
+    "Of the allocated memory 19.00 GiB is allocated by PyTorch."
+)
+RECIPE = """
+run: {run}
+seed_everything: 0
+trainer: {{accelerator: cpu, max_steps: 2, enable_progress_bar: false, num_sanity_val_steps: 0, limit_val_batches: 0}}
+model:
+  encoder:
+    class_path: vol3d.encoders.create
+    init_args: {{name: vit3d-tiny}}
+    dict_kwargs: {{embed_dim: 32, depth: 1, num_heads: 2, patch_size: [8, 8, 4], in_channels: 1}}
+  tasks:
+    maps:
+      class_path: vol3d.tasks.FindingMaps
+      init_args: {{findings: [ascites]}}
+data:
+  manifest: {manifest}
+  grid:
+    class_path: vol3d.Grid
+    init_args: {{name: small, spacing: [12.0, 12.0, 26.0], shape: [32, 32, 16], window: [-160, 240]}}
+  batch_size: 2
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    manifest = vol3d.phantom.write(folder / "phantoms", studies=6, seed=0, shape=(32, 32, 16), split=(4, 1, 1))
+    path = folder / "tiny.yaml"
+    path.write_text(RECIPE.format(run=folder / "tiny", manifest=manifest))
+    return path
+
+
+def test_a_checkpoint_gives_the_model_folder_the_run_left(recipe: Path, tmp_path: Path) -> None:
+    run(["fit", "--config", str(recipe)])
+    folder = recipe.parent / "tiny"
+    made = consolidate(folder / "checkpoints" / "last.ckpt", folder / "recipe.yaml", tmp_path / "model")
+    found, wanted = (load_file(path / "model.safetensors") for path in (made, folder / "model"))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(value, wanted[name]) for name, value in found.items())
+    assert vol3d.load(made).grid == vol3d.load(folder / "model").grid
+
+
+def test_what_is_no_checkpoint_or_another_models_is_refused(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is no checkpoint: give the file or the folder"):
+        whole_state(tmp_path)
+    torch.save({"state_dict": {"model.other": torch.zeros(1)}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=r"(\d+) of \1 weights missing .*1 unexpected \['model.other'\]"):
+        consolidate(tmp_path / "other.ckpt", recipe, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_memory_that_does_not_suffice_is_told_once_with_remedies(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError(CUDA)
+
+    monkeypatch.setattr("vol3d.training.module.VolumeModule.training_step", full)
+    assert main(["fit", "--config", str(recipe)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vol3d:")]
+    assert "asked for 2.50 GiB more" in line
+    assert f"vol3d plan --config {recipe} --gpu 24" in line
+    assert "--data.batch_size 1 (now 2)" in line
+
+
+def test_the_batch_size_told_is_the_one_in_force(recipe: Path) -> None:
+    said = ["fit", "--config", str(recipe), "--data.batch_size", "12"]
+    assert "--data.batch_size 6 (now 12)" in out_of_memory(CUDA, said)
+    assert "--data.batch_size 2 (now 4)" in out_of_memory("out of memory", [*said[:3], "--data.batch_size=4"])
+    one = out_of_memory(CUDA, [*said[:4], "1"])
+    assert "data.batch_size is 1 already" in one
+    assert "accumulate" not in one

@@ -1,0 +1,125 @@
+"""A run's checkpoint, in one file or in the pieces of many processes, made a model folder that `vol3d.load` reads."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LightningArgumentParser
+from torch import Tensor
+
+from vol3d.data.dataset import VolumeData
+from vol3d.model.language import LanguageModel
+from vol3d.model.pretrained import save
+from vol3d.training.cli import RecipeCLI, named, quiet
+from vol3d.training.module import VolumeModule
+
+
+def consolidate(
+    checkpoint: str | Path, recipe: str | Path, out: str | Path, *, merge: bool = False, data: VolumeData | None = None
+) -> Path:
+    """Write the model folder `out` from a checkpoint of DDP, FSDP2 or DeepSpeed; it needs the memory, but no GPU.
+
+    A run writes RUN/model by itself when it ends; this is for one that did not, or for an earlier checkpoint.
+
+    Args:
+        checkpoint: RUN/checkpoints/last.ckpt, a file or a folder.
+        recipe: RUN/recipe.yaml.
+        merge: add LoRA adapters into the weights they adapt.
+        data: read its manifest and grid instead of the recipe's.
+
+    Raises:
+        ValueError: not a checkpoint, or one of another model than the recipe's (the first missing names are told).
+        ImportError: a checkpoint of DeepSpeed's, and deepspeed is not installed.
+
+    Example:
+        >>> consolidate("runs/a/checkpoints/last.ckpt", "runs/a/recipe.yaml", "runs/a/model")  # doctest: +SKIP
+    """
+    module, own, _ = recipe_parts(["--config", str(recipe)])
+    return write_model(module, data or own, whole_state(checkpoint), out, merge=merge, told=str(checkpoint))
+
+
+def write_model(
+    module: VolumeModule, data: Any, state: dict[str, Tensor], out: str | Path, *, merge: bool = False, told: str = ""
+) -> Path:
+    """The model folder of a module that was not fitted yet and the weights of one that was."""
+    if module.language is not None and not isinstance(module.language, LanguageModel):
+        manifests = [data.manifest, *getattr(data, "others", {}).values()]
+        texts = [study.report for manifest in manifests for study in manifest.split("train") if study.report]
+        module.language = module.language.build(texts)
+    module.configure_model()
+    wanted = module.state_dict()
+    shapes = [name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape]
+    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    if missing or unexpected or shapes:
+        raise ValueError(
+            f"{told} is not of this recipe's model: {len(missing)} of {len(wanted)} weights missing {missing[:3]}, "
+            f"{len(unexpected)} unexpected {unexpected[:3]}, {len(shapes)} of another shape {sorted(shapes)[:3]}; give "
+            "the recipe.yaml and the manifest of the run"
+        )
+    module.load_state_dict(state)
+    card = f"# vol3d model\n\nWeights of `{Path(told).name}`.\n\nFor research only. Not a medical device.\n"
+    return save(out, module.model, dict(module.tasks.items()), data.grid, card=card, merge=merge)
+
+
+def whole_state(checkpoint: str | Path) -> dict[str, Tensor]:
+    """The module's weights from a checkpoint of any strategy, on the CPU.
+
+    Raises:
+        ValueError: not a checkpoint.
+    """
+    path = Path(checkpoint)
+    if path.is_file():
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    if (path / ".metadata").is_file():
+        return _of_fsdp(path)
+    if (path / "latest").is_file() or (path / "checkpoint").is_dir():
+        return _of_zero(path)
+    raise ValueError(
+        f"{path} is no checkpoint: give the file or the folder under RUN/checkpoints that ends in .ckpt, whole"
+    )
+
+
+def _of_fsdp(path: Path) -> dict[str, Tensor]:
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        file = Path(folder) / "whole.pt"
+        dcp_to_torch_save(path, file)
+        return torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+
+
+def _of_zero(path: Path) -> dict[str, Tensor]:
+    from lightning.pytorch.utilities.deepspeed import convert_zero_checkpoint_to_fp32_state_dict
+
+    # It prints, and writes what it also returns.
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, contextlib.redirect_stdout(io.StringIO()):
+        return convert_zero_checkpoint_to_fp32_state_dict(path, str(Path(folder) / "whole.pt"))["state_dict"]
+
+
+class _Parts(RecipeCLI):
+    """A recipe's module and data, without a trainer."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        for name in ("--ckpt_path", "--weights_only"):  # options of `fit`, which a run's recipe.yaml has
+            parser.add_argument(name, type=Any, default=None)
+
+    def instantiate_trainer(self, **kwargs: Any) -> None:
+        return None
+
+
+def recipe_parts(options: Sequence[str]) -> tuple[VolumeModule, VolumeData, str]:
+    """The module and the data of a recipe as training begins with them, and the trainer's precision."""
+    quiet()
+    made = _Parts(
+        VolumeModule, VolumeData, run=False, args=named(options), save_config_callback=None,
+        parser_kwargs={"exit_on_error": False},
+    )  # fmt: skip
+    said = str(made._get(made.config, "trainer").get("precision") or "32-true")
+    return made.model, made.datamodule, {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}.get(said, said)

@@ -1,0 +1,208 @@
+"""One model on many devices: what FSDP2 and DeepSpeed need to know about it, and how its weights come together again.
+
+The overlays `fsdp2.yaml`, `deepspeed_zero2.yaml` and `deepspeed_zero3_offload.yaml` choose a strategy of
+Lightning's; nothing here trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from vol3d.data.batch import Batch
+
+STEPS = ("training_step", "validation_step", "test_step", "predict_step")
+"""What Lightning calls on the module; inside them its weights are whole."""
+
+
+class _ZeroPrecision(DeepSpeedPrecision):
+    """Lightning's would round every float of a batch, the affine's millimetres too, and refuses its frozen studies."""
+
+    def convert_input(self, data: Any) -> Any:
+        if isinstance(data, Batch) and data.image.is_floating_point():
+            return replace(data, image=data.image.to(self._desired_dtype))
+        return data
+
+
+class ZeroStrategy(DeepSpeedStrategy):
+    """Lightning's DeepSpeed strategy for a model that is read or built whole and divided afterwards.
+
+    ZeRO-3 would divide each layer while `configure_model` makes it; weights read from a file, or a table that grows by
+    new tokens, would then meet layers that hold nothing. So each process keeps the whole model in its CPU's memory
+    until training starts.
+
+    Args:
+        config: DeepSpeed's own configuration; what it leaves out (clipping, accumulation, precision) Lightning adds.
+        process_group_backend: None chooses NCCL for GPUs.
+
+    Raises:
+        ImportError: deepspeed is not installed.
+    """
+
+    def __init__(self, config: dict[str, Any], process_group_backend: str | None = None) -> None:
+        if find_spec("deepspeed") is None:
+            raise ImportError('this recipe trains by DeepSpeed, which is not installed: pip install "vol3d[deepspeed]"')
+        # A copy: Lightning writes into it.
+        super().__init__(config=deepcopy(config), process_group_backend=process_group_backend)
+
+    def setup(self, trainer: Any) -> None:
+        self.precision_plugin = _ZeroPrecision(self.precision_plugin.precision)
+        super().setup(trainer)
+
+    @contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        self._init_config_if_needed()
+        yield
+
+
+class Fsdp2Strategy(ModelParallelStrategy):
+    """FSDP2 by Lightning's ModelParallelStrategy: weights, gradients and optimizer divided over all devices.
+
+    Each block of a stack of equal ones (transformer layers, residual blocks) is gathered when it runs; all other
+    weights (embeddings, projector, heads) are gathered for the whole step, since tasks read them by many ways.
+
+    Args:
+        save_distributed_checkpoint: each process writes its part; False gathers whole checkpoints in the first
+            process's CPU memory.
+        process_group_backend: None chooses NCCL for GPUs.
+
+    Raises:
+        ValueError: the processes built different weights (when training starts).
+    """
+
+    def __init__(self, *, save_distributed_checkpoint: bool = True, process_group_backend: str | None = None) -> None:
+        super().__init__(
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            process_group_backend=process_group_backend,
+        )
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def setup(self, trainer: Any) -> None:
+        shard(self.lightning_module, self.device_mesh["data_parallel"])
+        super().setup(trainer)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The state of every weight that will ever learn: those no stage has trained yet are saved at zero, because
+        loading asks for all of them."""
+        inner = getattr(optimizer, "_optimizer", optimizer)
+        for parameter in (p for group in inner.param_groups for p in group["params"] if p not in inner.state):
+            zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            inner.state[parameter] = {"step": torch.tensor(0.0), **zeros}
+        return super().optimizer_state(optimizer)
+
+    def on_validation_end(self) -> None:
+        """A step without a backward pass leaves weights gathered; training goes on with the pieces."""
+        settle(self.lightning_module)
+
+
+def shard(module: Any, mesh: DeviceMesh) -> None:
+    """Divide a VolumeModule's weights over the mesh's devices; it is to be called before its optimizer is made."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    _check_equal(module)
+    learnable = {name for name, parameter in module.named_parameters() if id(parameter) in module.learnable}
+    for block in blocks(module):
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh, reshard_after_forward=False)
+    for step in STEPS:
+        register_fsdp_forward_method(module, step)
+    module.learnable = {id(parameter) for name, parameter in module.named_parameters() if name in learnable}
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """The members of the outermost lists of several modules of one class: what repeats, and holds most weights."""
+    found: list[nn.Module] = []
+    for child in module.children():
+        if isinstance(child, (nn.ModuleList, nn.Sequential)) and _repeats(child):
+            found += list(child)
+        else:
+            found += blocks(child)
+    return found
+
+
+def _repeats(stack: nn.ModuleList | nn.Sequential) -> bool:
+    kinds = {type(member) for member in stack}
+    return len(stack) > 1 and len(kinds) == 1 and all(any(True for _ in member.parameters()) for member in stack)
+
+
+def _check_equal(module: nn.Module) -> None:
+    """FSDP2 takes each process's own piece as it is, so pieces of different models would make a new one."""
+    own = [float(sum(parameter.detach().double().abs().sum() for parameter in module.parameters()))]
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, own[0])
+    if max(every) - min(every) > 1e-9 * max(every):
+        raise ValueError(
+            f"the processes built different weights (their sizes sum to {min(every):.6g} … {max(every):.6g}): set "
+            "seed_everything in the recipe"
+        )
+
+
+def settle(module: nn.Module) -> None:
+    """Let go of gathered weights, so that `parameters()` are the pieces the optimizer holds; nothing without FSDP2."""
+    for part in module.modules():
+        if hasattr(part, "reshard"):
+            part.reshard()
+
+
+# --- together again -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def whole(module: nn.Module) -> Iterator[None]:
+    """Inside, the first process's module holds whole weights on the CPU; every process must enter.
+
+    One weight at a time is gathered on the device. A module that is not divided stays as it is.
+    """
+    settle(module)
+    owners = [
+        (owner, name, parameter)
+        for owner in module.modules()
+        for name, parameter in owner.named_parameters(recurse=False, remove_duplicate=False)
+        if _divided(parameter)
+    ]
+    gathered: dict[int, nn.Parameter] = {}
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    for _, _, parameter in owners:
+        if id(parameter) not in gathered:
+            value = _gather(parameter)
+            gathered[id(parameter)] = nn.Parameter(value if first else value[:0], requires_grad=False)
+    try:
+        if first:
+            for owner, name, parameter in owners:
+                owner._parameters[name] = gathered[id(parameter)]
+        yield
+    finally:
+        for owner, name, parameter in owners:
+            owner._parameters[name] = parameter
+
+
+def _divided(parameter: Tensor) -> bool:
+    return isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")
+
+
+@torch.no_grad()
+def _gather(parameter: Any) -> Tensor:
+    """The whole weight, on the CPU. A ZeRO-3 weight (`ds_id`) brings its own ways to come together and part again."""
+    if isinstance(parameter, DTensor):
+        return parameter.full_tensor().cpu()
+    parameter.all_gather()
+    value = parameter.detach().cpu().clone()
+    parameter.partition(has_been_updated=False)
+    return value
