@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from vol3d.data.batch import Batch
@@ -9,6 +10,7 @@ from vol3d.data.study import Study
 from vol3d.model.interfaces import Evidence, Features, Task, TaskOutput
 from vol3d.model.language import VOLUME_TOKEN
 from vol3d.model.volume_lm import VolumeLM
+from vol3d.text.prompts_report import NO_PRIOR, PRIOR, REPORT
 
 
 class ReportGeneration(Task):
@@ -18,6 +20,7 @@ class ReportGeneration(Task):
         model: the shared model; it must have a language model.
         target: which text is learnt: the whole report, its findings, or its impression.
         prompt: the instruction, with `<volume>` where the volume's tokens go.
+        prior: put the earlier exam's report (the row's `meta.prior_report`) into the prompt, or that there is none.
         max_new_tokens: longest text written. repetition_penalty: 1 leaves the model's probabilities alone.
         weight: of this loss in the sum over tasks.
 
@@ -36,20 +39,30 @@ class ReportGeneration(Task):
         model: VolumeLM,
         *,
         target: Literal["report", "findings", "impression"] = "report",
-        prompt: str = f"{VOLUME_TOKEN}\nWrite the report of this CT.\n",
+        prompt: str = f"{VOLUME_TOKEN}\n{REPORT}\n",
+        prior: bool = False,
         max_new_tokens: int = 384,
         repetition_penalty: float = 1.0,
         weight: float = 1.0,
     ) -> None:
         super().__init__()
         if model.language is None:
-            raise ValueError("ReportGeneration needs a model with a language model")
-        self.target, self.prompt, self.weight = target, prompt, weight
+            raise ValueError(f"{type(self).__name__} needs a model with a language model")
+        self.target, self.prompt, self.prior, self.weight = target, prompt, prior, weight
         self.max_new_tokens, self.repetition_penalty = max_new_tokens, repetition_penalty
 
     def text(self, study: Study) -> str | None:
         """The text of `study` that is learnt, None when it has none."""
         return getattr(study, self.target)
+
+    def asked(self, study: Study, prompt: str | None = None) -> str:
+        """The prompt of one study, the earlier exam's report in it where `prior` says so."""
+        prompt = self.prompt if prompt is None else prompt
+        if not self.prior:
+            return prompt
+        earlier = study.meta.get("prior_report")
+        said = PRIOR.format(report=earlier.strip()) if earlier else NO_PRIOR
+        return prompt.replace(VOLUME_TOKEN, f"{VOLUME_TOKEN}\n{said}", 1)
 
     def loss(self, model: VolumeLM, features: Features, batch: Batch) -> TaskOutput:
         texts = [self.text(study) for study in batch.studies]
@@ -58,25 +71,29 @@ class ReportGeneration(Task):
             return TaskOutput(None, 0)
         if len(known) < len(texts):
             features = features[known]
-        loss = model.language_loss(features, [self.prompt] * len(known), [texts[row] for row in known])
+        prompts = [self.asked(batch.studies[row]) for row in known]
+        loss = model.language_loss(features, prompts, [texts[row] for row in known])
         return TaskOutput(loss, len(known))
 
     def predict(self, model: VolumeLM, features: Features, batch: Batch) -> list[dict[str, Any]]:
-        texts = model.generate(
+        texts = self.write(model, features, [self.asked(study) for study in batch.studies])
+        return [{self.target: text} for text in texts]
+
+    def write(self, model: VolumeLM, features: Features, prompts: Sequence[str]) -> list[str]:
+        """One text a row of features."""
+        return model.generate(
             features,
-            [self.prompt] * len(features),
+            prompts,
             max_new_tokens=self.max_new_tokens,
             repetition_penalty=self.repetition_penalty,
         )
-        return [{self.target: text} for text in texts]
-
-    def labelled(self, study: Study) -> bool:
-        return bool(self.text(study))
 
     def score(self, evidence: Evidence) -> dict[str, dict[str, Any]]:
         from vol3d.evaluation.metrics.report import score_reports
 
-        studies = [study for study in evidence.studies if self.labelled(study)]
+        studies = [study for study in evidence.studies if self.text(study)]
+        if not studies:
+            return {}
         scores = score_reports(
             [self.text(study) for study in studies],
             [evidence.predictions[study.study][self.target] for study in studies],

@@ -113,3 +113,16 @@ def test_bad_tables_are_named():
         score_codes(wrong, truth, patients, codes)
     with pytest.raises(ValueError, match="a truth is -1"):
         score_codes(probability, np.where(np.isnan(truth), -1, truth), patients, codes)
+
+
+def test_codes_with_too_few_positives_are_skipped_and_say_so():
+    probability, truth, patients, codes = table(unknown=0.0)
+    truth[:, 1] = 0
+    truth[:7, 1] = 1
+    got = score_codes(probability, truth, patients, codes, min_positives=8, replicates=20)
+    assert got["skipped"] == {"c1": "fewer than 8: {'positives': 7, 'negatives': 293}"}
+    kept = [0, 2, 3]
+    alone = score_codes(probability[:, kept], truth[:, kept], patients, [codes[i] for i in kept], replicates=20)
+    assert got["macro_auroc"] == alone["macro_auroc"]
+    assert got["baselines"] == alone["baselines"]
+    assert "c1" in score_codes(probability, truth, patients, codes, min_positives=7, replicates=20)["per_code"]

@@ -81,3 +81,21 @@ def test_one_study_and_bad_rows():
         score_retrieval(unit_rows(3), bad, list("abc"))
     with pytest.raises(ValueError, match="3 image and 2 text embeddings"):
         score_retrieval(unit_rows(3), unit_rows(2), list("abc"))
+
+
+def test_a_pool_of_distinct_texts_holds_each_thing_said_once():
+    rows = unit_rows(40)
+    said = ["normal"] * 30 + [f"finding {number}" for number in range(10)]
+    images = np.where(np.arange(40)[:, None] < 30, 1.0, rows)  # normal volumes look alike
+    words = [f"{text} in wording {number}" for number, text in enumerate(said)]
+    mixed = score_retrieval(images, rows, list(range(40)), reports=words, pool=11, pools=30, replicates=20)
+    apart = score_retrieval(
+        images, rows, list(range(40)), reports=words, distinct=said, pool=11, pools=30, replicates=20
+    )
+    assert (apart["pool"], apart["distinct"], apart["pools"], mixed["distinct"]) == (11, 11, 30, 40)
+    assert mixed["recall@1"]["value"] < 0.5, "no volume tells which wording its report chose"
+    assert apart["image_to_text"]["recall@1"]["value"] > 0.85
+    assert apart["baselines"]["chance"]["recall@1"] == pytest.approx(1 / 11)
+    assert score_retrieval(images, rows, list(range(40)), distinct=said, replicates=5)["pool"] == 11
+    with pytest.raises(ValueError, match=r"40 studies, 3 entries in `distinct`"):
+        score_retrieval(images, rows, list(range(40)), distinct=["a", "b", "c"])

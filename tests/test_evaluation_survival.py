@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from vol3d.evaluation.metrics.survival import c_index, score_outcome
+from vol3d.evaluation.metrics.survival import c_index, c_index_ipcw, score_outcome
 
 # fmt: off
 DAYS = np.array([37, 497, 417, 217, 310, 220, 7, 122, 86, 253, 7, 221, 1044, 53, 23, 240, 504, 506, 144, 19, 884, 50,
@@ -25,6 +25,7 @@ PATIENTS = list(range(40))
 def test_equals_scikit_survival_and_lifelines():
     got = score_outcome(DAYS, EVENTS, RISK, PATIENTS, survival={100: SURVIVAL, 250: SURVIVAL}, replicates=200)
     assert got["c_index"]["value"] == pytest.approx(0.75)  # concordance_index_censored, and lifelines
+    assert got["c_index_ipcw"]["value"] == pytest.approx(0.747980045868245)  # concordance_index_ipcw
     assert got["auc@100"]["value"] == pytest.approx(0.67970576)  # cumulative_dynamic_auc
     assert got["auc@250"]["value"] == pytest.approx(0.80303295)
     assert got["brier@100"]["value"] == pytest.approx(0.15642816)  # brier_score
@@ -40,6 +41,20 @@ def test_c_index_by_hand():
     assert c_index(days, events, np.array([2.0, 3.0, 1.0])) == 0.5
     assert c_index(days, events, np.array([1.0, 1.0, 1.0])) == 0.5
     assert np.isnan(c_index(days, np.zeros(3, dtype=bool), np.ones(3)))
+
+
+def test_unos_c_by_hand():
+    """Censored at 2 with three at risk: G is 1 before and 2/3 after, so the pair (3, 4) weighs 9/4 of a pair of 1."""
+    days, events = np.array([1.0, 2.0, 3.0, 4.0]), np.array([True, False, True, True])
+    risk = np.array([4.0, 3.0, 1.0, 2.0])
+    assert c_index(days, events, risk) == pytest.approx(3 / 4)
+    assert c_index_ipcw(days, events, risk) == pytest.approx(3 / (3 + 9 / 4))
+
+
+def test_blind_stands_beside_the_constant():
+    baselines = score_outcome(DAYS, EVENTS, RISK, PATIENTS, replicates=20)["baselines"]
+    assert abs(baselines["blind"]["c_index"] - 0.5) < 0.15
+    assert baselines["constant"]["c_index_ipcw"] == 0.5
 
 
 def test_nothing_comparable_is_undefined_and_says_so():

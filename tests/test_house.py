@@ -30,15 +30,23 @@ ROOMS = {
     "vol3d.encoders": ("vol3d.model.interfaces", "vol3d.model.positions", "vol3d.volume.geometry"),
     "vol3d.model": ("vol3d.text", "vol3d.volume", "vol3d.data"),
     "vol3d.tasks": (
-        *("vol3d.model.interfaces", "vol3d.model.language", "vol3d.model.volume_lm", "vol3d.model.mask_decoder"),
-        *("vol3d.data.batch", "vol3d.data.study", "vol3d.text"),
-        *("vol3d.training.losses", "vol3d.evaluation.metrics"),
+        *("vol3d.model", "vol3d.data.batch", "vol3d.data.study", "vol3d.data.questions", "vol3d.text"),
+        *("vol3d.volume.runs", "vol3d.training.losses", "vol3d.training.contrastive", "vol3d.evaluation.metrics"),
     ),
     "vol3d.training": ("vol3d.model", "vol3d.data", "vol3d.volume", "vol3d.text"),
     "vol3d.evaluation.metrics": ("vol3d.evaluation.intervals", "vol3d.text"),
     "vol3d.evaluation": ("vol3d.model", "vol3d.data", "vol3d.volume", "vol3d.text"),
 }
-ABOVE_ALL = ("vol3d", "vol3d.cli", "vol3d.commands", "vol3d.demo", "vol3d.info", "vol3d.serve", "vol3d.recipes")
+ABOVE_ALL = (
+    "vol3d",
+    "vol3d.cli",
+    "vol3d.commands",
+    "vol3d.demo",
+    "vol3d.info",
+    "vol3d.plan",
+    "vol3d.serve",
+    "vol3d.recipes",
+)
 
 # Through which files a third-party package comes in. What is not listed may be imported anywhere.
 DOORS = {
@@ -46,9 +54,10 @@ DOORS = {
     "jsonargparse": ("vol3d.training",),
     "transformers": ("vol3d.model",),
     "tokenizers": ("vol3d.model",),
+    "huggingface_hub": ("vol3d.encoders", "vol3d.model"),
     "peft": ("vol3d.model",),
     "accelerate": (),
-    "monai": ("vol3d.volume", "vol3d.data", "vol3d.encoders", "vol3d.model.inference", "vol3d.evaluation.metrics"),
+    "monai": ("vol3d.volume", "vol3d.data", "vol3d.encoders", "vol3d.model.inference", "vol3d.model.sliding", "vol3d.evaluation.metrics"),
     "SimpleITK": ("vol3d.volume",),
     "pydicom": ("vol3d.volume", "vol3d.data.doctor_volume"),
     "nibabel": ("vol3d.volume", "vol3d.phantom.files", "vol3d.data.importers"),

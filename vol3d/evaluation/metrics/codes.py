@@ -20,7 +20,7 @@ from vol3d.evaluation.metrics.ranking import Order, auroc, average_precision
 Table = Float[ndarray, "_studies _codes"]
 
 DEFINITIONS = {
-    "macro_auroc": "mean AUROC over the codes with a known positive and a known negative study",
+    "macro_auroc": "mean AUROC over the codes with enough known positive and negative studies (`min_positives`)",
     "macro_auprc": "mean average precision over the same codes (its chance level is the prevalence)",
     "macro_f1": "mean F1 over the same codes, each at its threshold fixed on validation studies",
     "ece": "expected calibration error: mean gap between probability and frequency over 15 bins of equal width, all "
@@ -37,6 +37,7 @@ def score_codes(
     codes: Sequence[str],
     *,
     thresholds: Float[ndarray, " _codes"] | None = None,
+    min_positives: int = 1,
     bins: int = 15,
     replicates: int = 1000,
     seed: int = 0,
@@ -48,6 +49,7 @@ def score_codes(
         truths: (studies, codes), 1, 0 or NaN for unknown.
         thresholds: (codes,) from `choose_thresholds` on validation studies; without it no F1 is given, because a
             threshold chosen on the studies it is scored on flatters.
+        min_positives: a code with fewer known positives, or fewer known negatives, is skipped: its area is noise.
 
     Returns:
         DEFINITIONS' scores, "per_code" {code: {"auroc", "auprc", "f1", "positives", "negatives"}}, "skipped" {code:
@@ -60,7 +62,7 @@ def score_codes(
     known = ~np.isnan(truths)
     positive, negative = np.where(known, truths, 0.0), np.where(known, 1.0 - truths, 0.0)
     counts = positive.sum(0), negative.sum(0)
-    kept = np.flatnonzero((counts[0] > 0) & (counts[1] > 0)).tolist()
+    kept = np.flatnonzero(np.minimum(*counts) >= max(1, min_positives)).tolist()
     names = _PER_CODE if thresholds is not None else _PER_CODE[:2]
     options = {"replicates": replicates, "seed": seed}
     result: dict[str, Any] = {}
@@ -75,15 +77,12 @@ def score_codes(
             for place, i in enumerate(kept)
         }
     else:
-        result |= {f"macro_{name}": undefined("no code has both a positive and a negative study") for name in names}
+        why = f"no code has {max(1, min_positives)} positive and as many negative studies"
+        result |= {f"macro_{name}": undefined(why) for name in names}
         result["per_code"] = {}
-    result["skipped"] = {
-        codes[i]: "no known label" if not counts[0][i] + counts[1][i] else "one label only: " + str(_support(counts, i))
-        for i in range(len(codes))
-        if i not in kept
-    }
+    result["skipped"] = {codes[i]: _why(counts, i, min_positives) for i in range(len(codes)) if i not in kept}
     result |= _calibration(probabilities, positive, negative, patients, bins, options)
-    result["baselines"] = {"blind": _blind(probabilities, truths, patients, seed)}
+    result["baselines"] = {"blind": _blind(probabilities[:, kept], truths[:, kept], patients, seed)}
     return result
 
 
@@ -197,19 +196,22 @@ def _blind(probabilities: ndarray, truths: ndarray, patients: Sequence[Hashable]
         return {"macro_auroc": None, "note": str(error)}
     known = ~np.isnan(truths)
     positive, negative = np.where(known, truths, 0.0), np.where(known, 1.0 - truths, 0.0)
-    kept = np.flatnonzero((positive.sum(0) > 0) & (negative.sum(0) > 0))
-    if not len(kept):
+    if not truths.shape[1]:
         return {"macro_auroc": None, "macro_auprc": None}
     once = np.ones((1, len(patients)))
-    values = [
-        _CodeScores(probabilities[deal][:, kept], positive[:, kept], negative[:, kept]).statistic(once, None)[0, :2]
-        for deal in deals
-    ]
+    values = [_CodeScores(probabilities[deal], positive, negative).statistic(once, None)[0, :2] for deal in deals]
     return dict(zip(("macro_auroc", "macro_auprc"), np.mean(values, axis=0).tolist(), strict=True))
 
 
 def _support(counts: tuple[ndarray, ndarray], code: int) -> dict[str, int]:
     return {"positives": int(counts[0][code]), "negatives": int(counts[1][code])}
+
+
+def _why(counts: tuple[ndarray, ndarray], code: int, least: int) -> str:
+    if not counts[0][code] + counts[1][code]:
+        return "no known label"
+    one = not counts[0][code] * counts[1][code]
+    return ("one label only" if one else f"fewer than {least}") + f": {_support(counts, code)}"
 
 
 def _check(probabilities: ndarray, truths: ndarray, patients: Sequence[Hashable], codes: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from numpy import ndarray
 
-from vol3d.evaluation.intervals import clustered_bootstrap, undefined
+from vol3d.evaluation.intervals import cluster_index, clustered_bootstrap, undefined
 
 DEFINITIONS = {
     "recall@1": "share of queries whose own item (or one with the same text) comes first among the pool; ties broken "
@@ -30,6 +30,7 @@ def score_retrieval(
     patients: Sequence[Hashable],
     *,
     reports: Sequence[str] | None = None,
+    distinct: Sequence[Hashable] | None = None,
     pool: int = 100,
     pools: int = 20,
     ks: Sequence[int] = (1, 5, 10),
@@ -41,12 +42,14 @@ def score_retrieval(
     Args:
         images, texts: embeddings, one row a study, in the same order.
         reports: the texts themselves, to count equal ones as one; without them only a study's own text is right.
+        distinct: what each study's text says (itself, a set of findings): of the studies that say the same, one drawn
+            at random takes part in a pool. Without it a pool may hold texts that say the same.
         pool: how many studies compete; pools: how often they are drawn.
 
     Returns:
-        {"image_to_text": {"recall@1", …, "mrr"}, "text_to_image": {…}, "pool", "pools", "duplicates", "baselines":
-        {"chance": {"recall@1": …}}} and, at the top, image → text scores under their plain names. Intervals are
-        clustered on the query's patient.
+        {"image_to_text": {"recall@1", …, "mrr"}, "text_to_image": {…}, "pool", "pools", "studies", "distinct" (how many
+        different things are said), "duplicates", "baselines": {"chance": {"recall@1": …}}} and, at the top, image →
+        text scores under their plain names. Intervals are clustered on the query's patient.
 
     Raises:
         ValueError: lengths that differ, or an embedding that is not finite (the study's number is given).
@@ -54,21 +57,26 @@ def score_retrieval(
     studies = len(patients)
     if not len(images) == len(texts) == studies or (reports is not None and len(reports) != studies):
         raise ValueError(f"{len(images)} image and {len(texts)} text embeddings, {studies} patients: give one of each")
+    if distinct is not None and len(distinct) != studies:
+        raise ValueError(f"{studies} studies, {len(distinct)} entries in `distinct`: give one a study")
     for name, table in (("image", images), ("text", texts)):
         bad = np.flatnonzero(~np.isfinite(table).all(1))
         if len(bad):
             raise ValueError(
                 f"{name} embedding of study {bad[0]} is not finite ({len(bad)} of {studies}): score without it"
             )
-    size = min(pool, studies)
+    group = np.arange(studies) if distinct is None else cluster_index(distinct)
+    groups = len(set(group.tolist()))
+    size = min(pool, groups)
     result: dict[str, Any] = {"pool": size, "pools": pools if size < studies else 1, "studies": studies}
+    result["distinct"] = groups
     if size < 2:
-        return result | {f"recall@{k}": undefined("one study: nothing to choose from") for k in ks}
+        return result | {f"recall@{k}": undefined("one text: nothing to choose from") for k in ks}
     same = _same_text(reports, studies)
     result["duplicates"] = int((same.sum(1) > 1).sum())
     similarity = _unit(images) @ _unit(texts).T
     rng = np.random.default_rng(seed)
-    draws = [rng.choice(studies, size, replace=False) for _ in range(result["pools"])]
+    draws = [_draw(group, size, rng) for _ in range(result["pools"])]
     names = [*(f"recall@{k}" for k in ks), "mrr"]
     for direction, table in zip(DIRECTIONS, (similarity, similarity.T), strict=True):
         sums, times = np.zeros((studies, len(names))), np.zeros(studies)
@@ -87,6 +95,13 @@ def score_retrieval(
         chance += rank_scores(np.zeros((size, size)), same[np.ix_(drawn, drawn)], ks).mean(0) / len(draws)
     result["baselines"] = {"chance": dict(zip(names, chance.tolist(), strict=True))}
     return result | result[DIRECTIONS[0]]
+
+
+def _draw(group: ndarray, size: int, rng: np.random.Generator) -> ndarray:
+    """`size` studies of different groups; every group is as likely as another, and so is each study of a group."""
+    shuffled = rng.permutation(len(group))
+    _, first = np.unique(group[shuffled], return_index=True)
+    return rng.permutation(shuffled[first])[:size]
 
 
 def rank_scores(

@@ -1,9 +1,9 @@
-"""Outcomes over time: Harrell's C-index, cumulative/dynamic AUC and Brier score at a horizon.
+"""Outcomes over time: Harrell's and Uno's C-index, cumulative/dynamic AUC and Brier score at a horizon.
 
 Censoring is corrected by its own Kaplan–Meier curve (inverse probability weights), estimated in each replicate.
 Equal to scikit-survival on the tests' data.
 
-Source: Harrell et al. 1982; Graf et al. 1999 (Brier); Uno et al. 2007 (AUC).
+Source: Harrell et al. 1982; Graf et al. 1999 (Brier); Uno et al. 2007 (AUC), 2011 (C).
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from vol3d.evaluation.intervals import clustered_bootstrap
+from vol3d.evaluation.metrics.baselines import blind
 from vol3d.evaluation.metrics.ranking import Order, auroc
 
 DEFINITIONS = {
     "c_index": "Harrell's C: of the pairs in which one surely had the event first, the share in which it had the "
     "higher risk; equal risks count half",
+    "c_index_ipcw": "Uno's C: the same pairs, each weighted by 1 / (chance of not being censored by then)², so "
+    "that it does not depend on how long patients were followed",
     "auc": "cumulative/dynamic AUC at a horizon: those with the event by then against those without, weighted for "
     "censoring",
     "brier": "mean squared error of the predicted chance of no event by the horizon, weighted for censoring",
@@ -48,8 +51,9 @@ def score_outcome(
         survival: {horizon in days: predicted chance of no event by then}, for "auc" and "brier" at the horizon.
 
     Returns:
-        "c_index", and "auc@365", "brier@365" for each horizon; "events", "studies"; "baselines": {"constant": …}, the
-        same risk for everybody (C-index and AUC 0.5, Brier score of the best single chance).
+        "c_index", "c_index_ipcw", and "auc@365", "brier@365" for each horizon; "events", "studies"; "baselines":
+        "constant", the same risk for everybody (C-index and AUC 0.5, Brier score of the best single chance), and
+        "blind", each study with the prediction of another patient's.
 
     Raises:
         ValueError: lengths that differ, a negative or unknown time or risk.
@@ -64,16 +68,79 @@ def score_outcome(
     options = {"replicates": replicates, "seed": seed}
     result: dict[str, Any] = {"events": int(events.sum()), "studies": len(days)}
     pairs = _Pairs(days, events, risk)
-    result["c_index"] = clustered_bootstrap(pairs.statistic, patients, **options)[0]
-    if result["c_index"]["value"] is None:
-        result["c_index"]["note"] = "no pair of studies of which one surely had the event first"
-    baselines: dict[str, float | None] = {"c_index": 0.5}
+    estimates = clustered_bootstrap(pairs.both, patients, **options)
+    for name, estimate in zip(("c_index", "c_index_ipcw"), estimates, strict=True):
+        result[name] = estimate
+        if estimate["value"] is None:
+            estimate["note"] = "no pair of studies of which one surely had the event first"
+    baselines: dict[str, float | None] = {"c_index": 0.5, "c_index_ipcw": 0.5}
     for horizon, chance in (survival or {}).items():
         at = _Horizon(days, events, risk, chance, float(horizon))
         auc, brier = clustered_bootstrap(at.statistic, patients, **options)
         result |= {f"auc@{horizon:g}": auc, f"brier@{horizon:g}": brier}
         baselines |= {f"auc@{horizon:g}": 0.5, f"brier@{horizon:g}": at.reference()}
-    return result | {"baselines": {"constant": baselines}}
+    return result | {"baselines": {"constant": baselines, "blind": _blind(days, events, risk, patients, seed)}}
+
+
+def score_outcomes(
+    outcomes: Mapping[str, tuple[Vector, Bool[ndarray, " _studies"], Vector, Mapping[float | int, Vector]]],
+    patients: Mapping[str, Sequence[Hashable]],
+    *,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Scores of several outcomes, each of them known in its own studies.
+
+    Args:
+        outcomes: name → days, events, risk, survival, as `score_outcome` takes them.
+        patients: name → the patient of each of its studies.
+
+    Returns:
+        The mean over outcomes of "c_index" and "c_index_ipcw" (with one outcome, its own), "per_outcome" and
+        "baselines".
+    """
+    options = {"replicates": replicates, "seed": seed}
+    scored = {
+        name: score_outcome(days, events, risk, patients[name], survival=survival, **options)
+        for name, (days, events, risk, survival) in outcomes.items()
+    }
+    everyone = [patient for name in outcomes for patient in patients[name]]
+    ends = np.cumsum([len(patients[name]) for name in outcomes])
+    tables = [_Pairs(days, events, risk) for days, events, risk, _ in outcomes.values()]
+
+    def statistic(weights: ndarray) -> ndarray:
+        parts = np.split(weights, ends[:-1], axis=1)
+        return np.mean([table.both(part) for table, part in zip(tables, parts, strict=True)], axis=0)
+
+    means = dict(zip(("c_index", "c_index_ipcw"), clustered_bootstrap(statistic, everyone, **options), strict=True))
+    baselines = {
+        kind: {name: _mean([one["baselines"][kind][name] for one in scored.values()]) for name in means}
+        for kind in ("constant", "blind")
+    }
+    return {**means, "per_outcome": scored, "baselines": baselines}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    return None if None in values else float(np.mean([value for value in values if value is not None]))
+
+
+def _blind(
+    days: ndarray, events: ndarray, risk: ndarray, patients: Sequence[Hashable], seed: int
+) -> dict[str, float | str | None]:
+    """Mean over five deals of the risks to other patients' studies."""
+    try:
+        deals = [blind(range(len(patients)), patients, seed + deal) for deal in range(5)]
+    except ValueError as error:
+        return {"c_index": None, "c_index_ipcw": None, "note": str(error)}
+    once = np.ones((1, len(days)))
+    values = np.mean([_Pairs(days, events, risk[deal]).both(once)[0] for deal in deals], axis=0)
+    names = ("c_index", "c_index_ipcw")
+    return {name: None if np.isnan(value) else float(value) for name, value in zip(names, values, strict=True)}
+
+
+def c_index_ipcw(days: Vector, events: Bool[ndarray, " _studies"], risk: Vector) -> float:
+    """Uno's C-index over the whole follow-up, NaN without a comparable pair."""
+    return float(_Pairs(days, events, risk).both(np.ones((1, len(days))))[0, 1])
 
 
 def c_index(days: Vector, events: Bool[ndarray, " _studies"], risk: Vector) -> float:
@@ -101,16 +168,25 @@ class _Pairs:
         self.days, self.events, self.risk = days, events, risk
 
     def statistic(self, weights: ndarray) -> ndarray:
+        """(replicates,), Harrell's."""
+        return self.both(weights)[:, 0]
+
+    def both(self, weights: ndarray) -> ndarray:
+        """(replicates, 2), Harrell's and Uno's."""
+        kept = censoring_curve(self.days, self.events, weights)
+        uno = np.divide(weights, kept**2, out=np.zeros_like(kept), where=self.events & (kept > 0))
         light = weights.astype(np.float32)
-        good, total = np.zeros(len(weights)), np.zeros(len(weights))
+        good, total = np.zeros((2, len(weights))), np.zeros((2, len(weights)))
         for start in range(0, len(self.days), _BLOCK):
             part = slice(start, start + _BLOCK)
             first, comparable = self.events[part, None], self.days[part, None] < self.days
             comparable = first & (comparable | ((self.days[part, None] == self.days) & ~self.events))
             right = comparable * np.where(self.risk[part, None] == self.risk, 0.5, self.risk[part, None] > self.risk)
-            good += (light[:, part] * (light @ right.T.astype(np.float32))).sum(1, dtype=np.float64)
-            total += (light[:, part] * (light @ comparable.T.astype(np.float32))).sum(1, dtype=np.float64)
-        return np.divide(good, total, out=np.full(len(weights), np.nan), where=total > 0)
+            wins, pairs = light @ right.T.astype(np.float32), light @ comparable.T.astype(np.float32)
+            for row, own in enumerate((light[:, part], uno[:, part])):
+                good[row] += (own * wins).sum(1, dtype=np.float64)
+                total[row] += (own * pairs).sum(1, dtype=np.float64)
+        return np.divide(good, total, out=np.full(total.shape, np.nan), where=total > 0).T
 
 
 class _Horizon:

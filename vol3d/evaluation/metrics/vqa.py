@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,9 @@ DEFINITIONS = {
     "readable": "share of answers that name exactly one choice",
     "exact_match": "open answers: share equal to the truth in lower case, without articles and punctuation",
     "token_f1": "open answers: mean F1 of their words",
+    "blind": "baseline: the same questions answered with another patient's volume before the model",
+    "text_prior": "baseline: each question answered as most often in training, without a volume; where no training "
+    "answer is at hand, by the most common right letter",
 }
 LETTERS = string.ascii_uppercase
 _LEADING_LETTER = re.compile(
@@ -65,17 +68,21 @@ def score_closed(
     answers: Sequence[int],
     patients: Sequence[Hashable],
     *,
+    blind_outputs: Sequence[str] | None = None,
+    prior: Sequence[int | None] | None = None,
     replicates: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Closed questions: DEFINITIONS' accuracies with 95 % patient-clustered intervals, and two baselines.
+    """Closed questions: DEFINITIONS' accuracies with 95 % patient-clustered intervals, and three baselines.
 
     Args:
         choices: the choices of each question; answers: the index of the right one.
+        blind_outputs: what the model says to the same questions before another patient's volume; without them the
+            outputs are dealt to other patients' questions, which says little when these differ.
+        prior: the choice that training answers speak for; None for the most common right letter.
 
     Returns:
-        "accuracy", "m3d_substring_accuracy", "readable", and "baselines": "blind" (outputs dealt to other patients'
-        questions), "text_prior" (the most common right letter) and "chance".
+        "accuracy", "m3d_substring_accuracy", "readable", and "baselines": "blind", "text_prior" and "chance".
     """
     if not len(outputs) == len(choices) == len(answers) == len(patients):
         raise ValueError(
@@ -89,12 +96,13 @@ def score_closed(
     loose = np.array([float(m3d_substring_correct(o, a)) for o, a in zip(outputs, answers, strict=True)])
     named = np.array([float(one is not None) for one in read])
     most = Counter(answers).most_common(1)[0][0]
+    guessed = [most] * len(answers) if prior is None else prior
     baselines: dict[str, dict[str, Any]] = {
-        "text_prior": {"accuracy": float(np.mean([answer == most for answer in answers]))},
+        "text_prior": {"accuracy": float(np.mean([one == two for one, two in zip(guessed, answers, strict=True)]))},
         "chance": {"accuracy": float(np.mean([1 / len(given) for given in choices]))},
     }
     try:
-        dealt = blind(outputs, patients, seed)
+        dealt = blind(outputs, patients, seed) if blind_outputs is None else blind_outputs
         seen = [read_choice(output, given) for output, given in zip(dealt, choices, strict=True)]
         shuffled = float(np.mean([one == two for one, two in zip(seen, answers, strict=True)]))
         baselines = {"blind": {"accuracy": shuffled}} | baselines
@@ -114,19 +122,148 @@ def score_open(
     answers: Sequence[str],
     patients: Sequence[Hashable],
     *,
+    blind_outputs: Sequence[str] | None = None,
+    prior: Sequence[str] | None = None,
     replicates: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Open questions: exact match, word F1, BLEU and ROUGE, with 95 % patient-clustered intervals."""
+    """Open questions: exact match, word F1, BLEU and ROUGE, with 95 % patient-clustered intervals.
+
+    Args:
+        blind_outputs: what the model says to the same questions before another patient's volume.
+        prior: the answer that training speaks for, one a question; None for the most common of the truths.
+    """
     options = {"replicates": replicates, "seed": seed}
     result: dict[str, Any] = score_text(answers, outputs, patients, **options)
     pairs = list(zip(outputs, answers, strict=True))
     equal = np.array([float(plain(output) == plain(answer)) for output, answer in pairs])
     result["exact_match"] = share(equal, np.ones(len(pairs)), patients, **options)
     result["token_f1"] = mean_score(np.array([token_f1(*pair) for pair in pairs]), patients, **options)
-    most = Counter(answers).most_common(1)[0][0]
-    prior = float(np.mean([plain(most) == plain(answer) for answer in answers]))
-    return result | {"questions": len(pairs), "baselines": {"text_prior": {"exact_match": prior}}}
+    said: dict[str, Sequence[str]] = {} if blind_outputs is None else {"blind": blind_outputs}
+    said["text_prior"] = [Counter(answers).most_common(1)[0][0]] * len(answers) if prior is None else prior
+    result["baselines"] = {
+        name: {
+            "exact_match": float(np.mean([plain(one) == plain(two) for one, two in zip(texts, answers, strict=True)])),
+            "token_f1": float(np.mean([token_f1(*pair) for pair in zip(texts, answers, strict=True)])),
+        }
+        for name, texts in said.items()
+    }
+    return result | {"questions": len(pairs)}
+
+
+def score_questions(
+    questions: Mapping[str, Sequence[Mapping[str, Any]]],
+    answers: Mapping[str, Sequence[Mapping[str, Any]]],
+    patients: Mapping[str, Hashable],
+    *,
+    blind: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    training: Sequence[Mapping[str, Any]] = (),
+    replicates: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """The "vqa_closed" and "vqa_open" blocks of evaluation.json, whichever the questions allow.
+
+    Args:
+        questions: study → what it was asked, with the true "answer", "choices" when closed, and "kind".
+        answers: study → {"answer"} of each question, in their order. blind: likewise, from another's volume.
+        patients: study → patient. training: questions of the training studies, for the text prior.
+
+    Returns:
+        the scores of `score_closed` and `score_open`; under "per_kind" each kind's accuracy or exact match and number.
+
+    Raises:
+        ValueError: a study with another number of answers than questions.
+    """
+    for study, asked in questions.items():
+        for given in (answers, *([] if blind is None else [blind])):
+            if len(given[study]) != len(asked):
+                raise ValueError(
+                    f"study {study!r} has {len(asked)} questions and {len(given[study])} answers: predict it again "
+                    "with the manifest that is scored"
+                )
+    rows = [(study, place) for study, asked in questions.items() for place in range(len(asked))]
+    prior = _Prior(training)
+    result: dict[str, dict[str, Any]] = {}
+    for name, closed in (("vqa_closed", True), ("vqa_open", False)):
+        chosen = [(study, place) for study, place in rows if bool(questions[study][place].get("choices")) == closed]
+        if not chosen:
+            continue
+        asked = [questions[study][place] for study, place in chosen]
+        whose = [patients[study] for study, _ in chosen]
+        said = [answers[study][place]["answer"] for study, place in chosen]
+        other = None if blind is None else [blind[study][place]["answer"] for study, place in chosen]
+        score = _score_closed_rows if closed else _score_open_rows
+        options = {"replicates": replicates, "seed": seed}
+        block = score(asked, said, other, prior, whose, **options)
+        kinds = [str(row.get("kind", "other")) for row in asked]
+        per_kind = {}
+        for kind in dict.fromkeys(kinds):
+            own = [place for place, found in enumerate(kinds) if found == kind]
+            part = score(*(_take(given, own) for given in (asked, said, other)), prior, _take(whose, own), **options)
+            metric = "accuracy" if closed else "exact_match"
+            bases = {base: values.get(metric) for base, values in part["baselines"].items()}
+            per_kind[kind] = {metric: part[metric], "questions": len(own), "baselines": bases}
+        result[name] = block | {"per_kind": per_kind, "definitions": DEFINITIONS}
+    return result
+
+
+class _Prior:
+    """How often each answer was given to each question in training."""
+
+    def __init__(self, training: Sequence[Mapping[str, Any]]) -> None:
+        self.answers: dict[str, Counter[str]] = {}
+        for row in training:
+            self.answers.setdefault(row["question"], Counter())[row["answer"]] += 1
+
+    def choice(self, row: Mapping[str, Any]) -> int | None:
+        counts = self.answers.get(row["question"], Counter())
+        return max(range(len(row["choices"])), key=lambda place: counts[row["choices"][place]]) if counts else None
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        counts = self.answers.get(row["question"])
+        return counts.most_common(1)[0][0] if counts else ""
+
+
+def _score_closed_rows(
+    asked: Sequence[Mapping[str, Any]],
+    said: Sequence[str],
+    blind_said: Sequence[str] | None,
+    prior: _Prior,
+    patients: Sequence[Hashable],
+    **options: int,
+) -> dict[str, Any]:
+    choices = [list(row["choices"]) for row in asked]
+    return score_closed(
+        [_lettered(*pair) for pair in zip(said, choices, strict=True)],
+        choices,
+        [given.index(row["answer"]) for given, row in zip(choices, asked, strict=True)],
+        patients,
+        blind_outputs=None if blind_said is None else [_lettered(*p) for p in zip(blind_said, choices, strict=True)],
+        prior=[prior.choice(row) for row in asked] if prior.answers else None,
+        **options,
+    )
+
+
+def _score_open_rows(
+    asked: Sequence[Mapping[str, Any]],
+    said: Sequence[str],
+    blind_said: Sequence[str] | None,
+    prior: _Prior,
+    patients: Sequence[Hashable],
+    **options: int,
+) -> dict[str, Any]:
+    guessed = [prior.text(row) for row in asked] if prior.answers else None
+    truths = [row["answer"] for row in asked]
+    return score_open(said, truths, patients, blind_outputs=blind_said, prior=guessed, **options)
+
+
+def _lettered(answer: str, choices: Sequence[str]) -> str:
+    """An answer that is one of the choices, word for word, with its letter, as M3D-Bench's models write it."""
+    return f"{LETTERS[choices.index(answer)]}. {answer}" if answer in choices[: len(LETTERS)] else answer
+
+
+def _take(values: Sequence[Any] | None, places: Sequence[int]) -> Any:
+    return None if values is None else [values[place] for place in places]
 
 
 def plain(text: str) -> str:

@@ -1,0 +1,108 @@
+"""Masks asked for by prompts: how well they lie, whether absent things stay unsaid, and what the wrong scan scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from vol3d.evaluation.intervals import share, undefined
+from vol3d.evaluation.metrics.baselines import blind
+from vol3d.evaluation.metrics.segmentation import mask_scores, mean_score, score_segmentation
+from vol3d.types import Spacing
+
+DEFINITIONS = {
+    "organ_dice": "mean Dice over the organs that are there",
+    "finding_dice": "mean Dice over the findings that are there",
+    "absent_silent": "share of prompts for what is not there that are answered by an empty mask",
+    "present_found": "share of prompts for what is there that are answered by any mask",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One prompt with its truth.
+
+    Args:
+        label: what is asked for. finding: it is a finding, not an organ.
+        truth: (x, y, z) bool. spacing: mm along x, y, z.
+    """
+
+    study: str
+    label: str
+    finding: bool
+    truth: ndarray
+    spacing: Spacing
+
+
+def score_prompts(
+    asked: Iterable[Asked],
+    predicted: Callable[[str, str], ndarray | None],
+    studies: Sequence[str],
+    patients: Sequence[Hashable],
+    *,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """DEFINITIONS' scores and those of `score_segmentation` over the prompts whose truth is not empty.
+
+    Args:
+        predicted: (study, label) → its mask, None when it was not predicted.
+        studies, patients: all that were predicted; "blind" is the Dice of another patient's mask of the same label.
+
+    Raises:
+        ValueError: a prompt that was not predicted (study and label are named).
+    """
+    patient_of = dict(zip(studies, patients, strict=True))
+    deal: dict[str, str] = {}
+    if 2 * max(list(patients).count(patient) for patient in set(patients)) <= len(patients):
+        deal = dict(zip(studies, blind(list(studies), patients, seed), strict=True))
+    rows: list[dict[str, Any]] = []
+    absent: list[tuple[Hashable, float]] = []
+    for ask in asked:
+        mask = predicted(ask.study, ask.label)
+        if mask is None:
+            raise ValueError(
+                f"study {ask.study!r}: {ask.label!r} is in its masks and was not predicted: give the task's `names` "
+                "this label, or leave it out of the manifest"
+            )
+        if not ask.truth.any():
+            absent.append((patient_of[ask.study], float(not mask.any())))
+            continue
+        row = mask_scores(mask, ask.truth, ask.spacing)
+        other = predicted(deal[ask.study], ask.label) if deal else None
+        row["blind"] = None if other is None or other.shape != ask.truth.shape else _dice(other, ask.truth)
+        rows.append(row | {"label": ask.label, "finding": ask.finding, "study": ask.study, "found": float(mask.any())})
+    return _scores(rows, absent, [patient_of[row["study"]] for row in rows], {"replicates": replicates, "seed": seed})
+
+
+def _scores(
+    rows: list[dict[str, Any]], absent: list[tuple[Hashable, float]], patients: list[Hashable], options: dict[str, int]
+) -> dict[str, Any]:
+    result = score_segmentation(rows, patients, **options) if rows else {}
+    # A thresholded mask has no soft Dice; M3D-Bench's number needs probabilities.
+    result = {name: value for name, value in result.items() if name != "m3d_soft_dice"}
+    kinds = {"dice": None, "organ_dice": False, "finding_dice": True}
+    blindly: dict[str, float | None] = {}
+    for name, finding in kinds.items():
+        some = [i for i, row in enumerate(rows) if finding is None or row["finding"] is finding]
+        values, who = np.array([rows[i]["dice"] for i in some]), [patients[i] for i in some]
+        result[name] = mean_score(values, who, **options) if some else undefined("no such prompt")
+        dealt = [rows[i]["blind"] for i in some if rows[i]["blind"] is not None]
+        blindly[name] = float(np.mean(dealt)) if dealt else None
+    found = np.array([row["found"] for row in rows])
+    silent, others = np.array([value for _, value in absent]), [patient for patient, _ in absent]
+    result["present_found"] = share(found, np.ones(len(found)), patients, **options) if rows else undefined("no prompt")
+    result["absent_silent"] = (
+        share(silent, np.ones(len(silent)), others, **options) if absent else undefined("nothing absent was asked")
+    )
+    result["prompts"] = {"present": len(rows), "absent": len(absent)}
+    return result | {"baselines": {"blind": blindly}}
+
+
+def _dice(one: ndarray, two: ndarray) -> float:
+    total = int(one.sum()) + int(two.sum())
+    return 2 * int((one & two).sum()) / total if total else 1.0

@@ -1,0 +1,73 @@
+"""Structured reports: findings with their sides, sizes in mm, and how sure the report is."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vol3d.evaluation.intervals import share, undefined
+from vol3d.evaluation.metrics import baselines
+from vol3d.evaluation.metrics.findings import score_findings
+from vol3d.evaluation.metrics.segmentation import mean_score
+
+DEFINITIONS = {
+    "finding_f1": "as of reports: findings with their side, per-finding F1 averaged",
+    "size_error_mm": "mean absolute difference of sizes, of findings that are right and measured in both",
+    "certainty_accuracy": "share of findings that are right whose certainty is right too",
+}
+Rows = Sequence[Mapping[str, Any]]
+
+
+def score_structured(
+    truths: Sequence[Rows],
+    predicted: Sequence[Rows],
+    patients: Sequence[Hashable],
+    *,
+    training: Sequence[Rows] = (),
+    replicates: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Finding scores by side and name, sizes and certainty, with 95 % patient-clustered intervals.
+
+    Args:
+        truths, predicted: one list of {finding, side, size_mm, certainty} a study.
+        training: those of the training studies, for the text prior.
+
+    Returns:
+        the scores of `score_findings`, "size_error_mm", "certainty_accuracy", and "baselines" with finding scores.
+    """
+    options = {"replicates": replicates, "seed": seed}
+    wanted, said = ([{_key(row): row for row in rows} for rows in group] for group in (truths, predicted))
+    result = score_findings([set(rows) for rows in wanted], [set(rows) for rows in said], patients, **options)
+    errors, whose, sure, sure_whose = [], [], [], []
+    for one, two, patient in zip(wanted, said, patients, strict=True):
+        for key in one.keys() & two.keys():
+            sure.append(float(one[key]["certainty"] == two[key]["certainty"]))
+            sure_whose.append(patient)
+            sizes = one[key]["size_mm"], two[key]["size_mm"]
+            if None not in sizes:
+                errors.append(abs(sizes[0] - sizes[1]))
+                whose.append(patient)
+    nothing = undefined("no finding that is right is measured in both")
+    result["size_error_mm"] = mean_score(np.array(errors, float), whose, **options) if errors else nothing
+    result["certainty_accuracy"] = share(sure, np.ones(len(sure)), sure_whose, **options) if sure else nothing
+    keys = [set(rows) for rows in wanted]
+    common = baselines.key_prior([{_key(row) for row in rows} for rows in training] or keys, len(keys))
+    result["baselines"] = {"text_prior": _values(keys, [set(found) for found in common], patients)}
+    try:
+        dealt = baselines.blind([set(rows) for rows in said], patients, seed)
+        result["baselines"]["blind"] = _values(keys, dealt, patients)
+    except ValueError as error:
+        result["baselines"]["blind"] = {"finding_f1": None, "note": str(error)}
+    return result | {"definitions": DEFINITIONS}
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    return f"{row['side']} {row['finding']}" if row["side"] else str(row["finding"])
+
+
+def _values(keys: Sequence[set[str]], said: Sequence[set[str]], patients: Sequence[Hashable]) -> dict[str, Any]:
+    scores = score_findings(keys, said, patients, replicates=1)
+    return {name: scores[name]["value"] for name in ("finding_f1", "finding_precision", "finding_recall")}

@@ -1,0 +1,124 @@
+"""What is known of a study before it is put into words: findings with their details, phase and modality."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vol3d.text.ontology import FINDINGS, SIDES, Finding
+from vol3d.text.parser import finding_labels, parse_findings
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One finding that is there, as far as it is known.
+
+    Args:
+        name: without its side. side: "left", "right" or None. count: None when nobody counted.
+        site: where, and sites: where else it might be. severity, severities: likewise, in rising order.
+    """
+
+    name: str
+    side: str | None = None
+    size_mm: float | None = None
+    count: int | None = None
+    site: str | None = None
+    sites: tuple[str, ...] = ()
+    severity: str | None = None
+    severities: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return f"{self.side} {self.name}" if self.side else self.name
+
+    @classmethod
+    def of(cls, finding: Finding) -> Fact:
+        """A parsed finding as a fact; a text that says "a nodule" says nothing of how many more there are."""
+        kind = finding.type
+        count = finding.count if finding.count > 1 else None
+        return cls(
+            finding.name, finding.side, finding.size_mm, count, finding.site, kind.sites, finding.severity,
+            kind.severities,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of one study.
+
+    Args:
+        present: finding ("left pleural effusion", "ascites") → whether it is there; what is not in it is unknown.
+        findings: details of some of those that are there.
+        phase, modality: as the manifest's meta tells them.
+    """
+
+    present: Mapping[str, bool] = field(default_factory=dict)
+    findings: Sequence[Fact] = ()
+    phase: str | None = None
+    modality: str | None = None
+
+    def only(self, findings: Collection[str]) -> Facts:
+        """What is known of these findings alone."""
+        present = {key: value for key, value in self.present.items() if key in findings}
+        return replace(self, present=present, findings=[fact for fact in self.findings if fact.key in findings])
+
+
+def row_facts(
+    *,
+    labels: Mapping[str, int | None] | None = None,
+    report: str | None = None,
+    codes: Sequence[str] = (),
+    codes_absent: Sequence[str] = (),
+    meta: Mapping[str, Any] | None = None,
+) -> Facts:
+    """The facts in a manifest row; where two sources speak of one finding, labels win over the report, that over codes.
+
+    Args:
+        labels: `labels_known`; a null is unknown. report: parsed by rules; what it does not mention is unknown.
+        codes, codes_absent: ICD-10-CM codes or phecodes; those of findings we have words for are read.
+        meta: "phase" (or "contrast") and "modality" are read.
+    """
+    present = _coded(codes, codes_absent)
+    if report:
+        present |= {key: bool(value) for key, value in finding_labels(report).items()}
+    present |= {_readable(name): bool(value) for name, value in (labels or {}).items() if value is not None}
+    sided = {bare(key) for key in present if bare(key) != key}
+    # "pleural effusion" beside "left pleural effusion" and "right pleural effusion" would be asked twice.
+    present = {key: value for key, value in present.items() if key not in sided}
+    details = [Fact.of(finding) for finding in parse_findings(report or "")]
+    meta = meta or {}
+    phase = meta.get("phase", meta.get("contrast"))
+    return Facts(
+        present,
+        [fact for fact in details if present.get(fact.key, False)],
+        phase if isinstance(phase, str) else None,
+        meta["modality"] if isinstance(meta.get("modality"), str) else None,
+    )
+
+
+def bare(key: str) -> str:
+    """A finding's name without its side."""
+    side, _, name = key.partition(" ")
+    return name if side in SIDES and name else key
+
+
+def _coded(codes: Sequence[str], absent: Sequence[str]) -> dict[str, bool]:
+    """Findings without a side that a code stands for; a code tells no side, so sided findings are left to others."""
+    names = {
+        code: kind.name
+        for kind in FINDINGS.values()
+        if not kind.sided
+        for code in (kind.icd10cm, kind.icd10cm_many, kind.phecode)
+        if code
+    }
+    # Two findings may share a phecode: what is coded for one of them is known of neither.
+    shared = {
+        kind.phecode for kind in FINDINGS.values() if [k.phecode for k in FINDINGS.values()].count(kind.phecode) > 1
+    }
+    known = {name: False for code in absent if (name := names.get(code)) and code not in shared}
+    return known | {name: True for code in codes if (name := names.get(code)) and code not in shared}
+
+
+def _readable(name: str) -> str:
+    return name.replace("_", " ").strip()
