@@ -12,8 +12,8 @@ from torch.profiler import profile
 
 from vol3d.cli import main
 from vol3d.data.batch import collate
-from vol3d.training.module import VolumeModule
 from vol3d.plan import plan
+from vol3d.training.module import VolumeModule
 from vol3d.training.rehearsal import Fakes, rehearse
 
 

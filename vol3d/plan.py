@@ -134,9 +134,7 @@ def _advice(recipe: Sequence[str], samples: list[Sample], worst: StagePlan, room
         fits = "fits" if quarter <= room else "not enough alone"
         advice.append(f"and a 4-bit base (quantization: 4bit): about {quarter / GB:.2f} GB, {fits}")
     if not any("fits" in line and "not enough" not in line for line in advice):
-        advice.append(
-            "a smaller model, or weights and optimizer spread over GPUs: overlays/fsdp2.yaml"
-        )
+        advice.append("a smaller model, or weights and optimizer spread over GPUs: overlays/fsdp2.yaml")
     return advice
 
 
