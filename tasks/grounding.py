@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vol3d.data.batch import Batch
 from vol3d.model.asking import check_box, mask_boxes
-from vol3d.model.box_prompts import BoxAsk, boxes_of, draw_boxes, hulls, jitter_boxes, masks_of, stack_boxes
+from vol3d.model.box_prompts import BoxAsk, boxes_of, draw_boxes, hulls, jitter_boxes, main_parts, masks_of, stack_boxes
 from vol3d.model.interfaces import Evidence, Features, Task, TaskOutput
 from vol3d.model.mask_decoder import Answers, PromptDecoder, Prompts, Seen, boxes_to_mm, boxes_to_shares
 from vol3d.model.text_prompt import PhraseEncoder, wordings
@@ -122,7 +122,7 @@ class Grounding(Task):
     def _boxes(self, answers: Answers, seen: Seen) -> Tensor:
         shares = answers.boxes
         if self.box == "mask":
-            around = mask_boxes(answers.masks > 0)
+            around = mask_boxes(main_parts(answers.masks > 0))
             shares = torch.where(around.isnan(), shares, around)
         return boxes_to_mm(shares, seen.affine, seen.shape)
 

@@ -1,9 +1,12 @@
 """Comparing two evaluations, correcting for many scores, groups of studies, coverage curves."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from vol3d.data.manifest import Manifest
+from vol3d.data.study import Study
 from vol3d.evaluation.compare import by_subgroup, compare, compare_reports, holm, selective_accuracy
 
 ILL = "FINDINGS:\nThere is moderate ascites.\n\nIMPRESSION:\nAscites."
@@ -54,8 +57,8 @@ def test_two_folders(tmp_path):
     got = compare(right, wrong, replicates=50)
     assert got["studies"] == 39
     assert got["left_out"] == ["s39"]
-    assert got["finding_f1"]["value"] == 1
-    assert got["wins"] == 20
+    assert got["tasks"]["report"]["finding_f1"]["value"] == 1
+    assert got["tasks"]["report"]["wins"] == 20
 
 
 def test_folders_that_cannot_be_compared(tmp_path):
@@ -64,8 +67,10 @@ def test_folders_that_cannot_be_compared(tmp_path):
     silent = tmp_path / "silent"
     silent.mkdir()
     (silent / "predictions.jsonl").write_text('{"study": "s"}\n')
-    with pytest.raises(ValueError, match="1 rows, none with a report"):
+    with pytest.raises(ValueError, match=r"evaluation\.json: no such file; name the manifest"):
         compare(silent, silent)
+    with pytest.raises(ValueError, match=r"has 1 studies, .* has 1, 1 of them are in both and none has a truth"):
+        compare(silent, silent, manifest=Manifest([Study(study="s", image=Path("s.nii.gz"))]))
 
 
 def test_subgroups_and_the_largest_gap():

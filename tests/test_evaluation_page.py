@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vol3d.evaluation.case import Case, choose_cases, mark
-from vol3d.evaluation.chart import loss_chart, nice_ticks, reliability_chart
+from vol3d.evaluation.chart import loss_chart, loss_charts, nice_ticks, reliability_chart
 from vol3d.evaluation.page import format_score, render_page, title_of, write_page
 
 LEFT = "left pleural effusion"
@@ -178,7 +178,7 @@ def test_probes_and_calibration_are_shown():
     html = render_page({"tasks": {"codes": codes}, "faithfulness": {"probes": probes, "twins": {"pairs": 0}}})
     shown = ("Silent on an empty volume", "Change of F1 (noise)", "Same findings (noise)", "-0.10", 'cy="70.0"')
     assert [text for text in shown if text not in html] == []
-    assert "share of empty volumes" in html
+    assert "once the volume is empty" in html
     assert "BEAF" not in html  # no twins were scored
     assert reliability_chart([]) is None
 
@@ -191,6 +191,20 @@ def test_loss_chart():
     assert loss_chart([]) is None
     assert loss_chart([{"step": 1, "loss": "nan"}]) is None
     assert loss_chart([{"loss": 0.0}, {"loss": 0.0}])["curves"][0]["last"] == 0
+
+
+def test_each_loss_has_its_own_panel_and_a_long_fall_a_logarithmic_scale():
+    rows = [
+        {"step": step, "train/report_loss": 6 / (1 + step), "val/report_loss": 3.0, "train/maps_loss": 0.2}
+        for step in range(60)
+    ]
+    charts = loss_charts(rows)
+    assert [chart["title"] for chart in charts] == ["report loss", "maps loss"]
+    assert [curve["name"] for curve in charts[0]["curves"]] == ["train report loss", "val report loss"]
+    assert (charts[0]["log"], charts[1]["log"]) == (True, False)
+    assert [text for _, text in charts[0]["y"]] == ["0.1", "0.3", "1", "3", "10"]
+    # Halfway down the decades from 10 to 0.1 lies 1.
+    assert charts[0]["y"][2][0] == pytest.approx(50)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 598), (0, 0.0031), (10, 11), (-2, 3), (0, 1e6)])

@@ -57,7 +57,10 @@ DOORS = {
     "huggingface_hub": ("vol3d.encoders", "vol3d.model"),
     "peft": ("vol3d.model",),
     "accelerate": (),
-    "monai": ("vol3d.volume", "vol3d.data", "vol3d.encoders", "vol3d.model.inference", "vol3d.model.sliding", "vol3d.evaluation.metrics"),
+    "monai": (
+        *("vol3d.volume", "vol3d.data", "vol3d.encoders", "vol3d.model.inference", "vol3d.model.sliding"),
+        "vol3d.evaluation.metrics",
+    ),
     "SimpleITK": ("vol3d.volume",),
     "pydicom": ("vol3d.volume", "vol3d.data.doctor_volume"),
     "nibabel": ("vol3d.volume", "vol3d.phantom.files", "vol3d.data.importers"),

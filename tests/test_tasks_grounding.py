@@ -10,7 +10,7 @@ import world
 import vol3d
 from vol3d.data.batch import Batch, collate
 from vol3d.evaluation.metrics.grounding import score_grounding
-from vol3d.model.box_prompts import boxes_of, hulls, jitter_boxes
+from vol3d.model.box_prompts import boxes_of, hulls, jitter_boxes, main_parts
 from vol3d.model.interfaces import Evidence
 from vol3d.tasks import Grounding
 from vol3d.volume.runs import decode_runs
@@ -145,6 +145,18 @@ def test_several_boxes_of_one_label_are_answered_by_the_box_around_them():
         {"label": "cyst", "min_mm": [1, 1, 1], "max_mm": [2, 2, 2]},
     ]
     assert hulls(boxes) == {"nodule": (0, 0, -3, 6, 4, 2), "cyst": (1, 1, 1, 2, 2, 2)}
+
+
+def test_crumbs_do_not_move_a_box():
+    mask = torch.zeros(1, 2, 16, 16, 8, dtype=torch.bool)
+    mask[0, 0, 2:6, 2:6, 2:6] = True
+    mask[0, 0, 15, 15, 7] = True
+    kept = main_parts(mask)
+    assert kept[0, 0].sum() == 64
+    assert not kept[0, 0, 15, 15, 7]
+    assert not kept[0, 1].any()
+    assert mask[0, 0, 15, 15, 7], "the mask that was given stays as it is"
+    assert torch.equal(main_parts(mask, 0.0), mask)
 
 
 def test_jittered_boxes_stay_boxes_near_the_old_ones():

@@ -86,6 +86,7 @@ def demo(
         manifest,
         out=out / "evaluation",
         batch_size=40,
+        overwrite=True,
         progress=True,
     )
     unseen = Manifest.read(manifest).split("test")[0].image

@@ -23,47 +23,86 @@ def compare(
     second: str | Path,
     *,
     manifest: Manifest | str | Path | None = None,
+    out: str | Path | None = None,
     replicates: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Compare the reports of two finished evaluations.
+    """Compare two finished evaluations on the studies they share: usually your model with the base it started from.
 
     Args:
-        first, second: two folders that `vol3d evaluate` wrote.
-        manifest: where the true reports are; default: the manifest named in the first folder's evaluation.json.
+        first, second: two folders that `vol3d evaluate` wrote; differences are first − second.
+        manifest: where the truth is; default: the manifest named in the first folder's evaluation.json.
+        out: a folder to write `comparison.json` and `comparison.html` to.
 
     Returns:
-        `compare_reports`' dictionary, with "first", "second", "studies", and "left_out" (studies that only one of
-        the two has).
+        "first", "second", "studies", "left_out" (studies that only one of the two has), and "tasks": for "report",
+        "vqa_closed" and "codes", as far as both predict them, {score: {"value", "low", "high", "p", "p_holm"}} with
+        "wins", "ties" and "losses". `p_holm` is corrected for all the scores compared (Holm 1979).
 
     Raises:
-        ValueError: a folder without predictions, or no study with a true report in common.
+        ValueError: a folder without predictions, or nothing in common that can be compared.
     """
     from vol3d.data.manifest import Manifest
+    from vol3d.evaluation.compare_tasks import compare_answers, compare_codes
+    from vol3d.evaluation.predictions import read_predictions
 
     folders = [Path(first), Path(second)]
-    said = [_read_reports(folder) for folder in folders]
+    one, two = (read_predictions(folder) for folder in folders)
     rows = manifest if isinstance(manifest, Manifest) else Manifest.read(manifest or _manifest_of(folders[0]))
-    both = [
-        study
-        for study in rows
-        if study.study in said[0] and study.study in said[1] and study.report and "twin_of" not in (study.meta or {})
-    ]
-    if not both:
+    both = [s for s in rows if s.study in one and s.study in two and "twin_of" not in s.meta]
+    options = {"replicates": replicates, "seed": seed}
+    told = [s for s in both if s.report and all(isinstance(side[s.study].get("report"), str) for side in (one, two))]
+    tasks: dict[str, Any] = {}
+    if told:
+        texts = [[side[s.study]["report"] for s in told] for side in (one, two)]
+        tasks["report"] = compare_reports([s.report or "" for s in told], *texts, [s.patient for s in told], **options)
+    tasks["vqa_closed"] = compare_answers(both, one, two, **options)
+    tasks["codes"] = compare_codes(both, one, two, **options)
+    tasks = {name: block for name, block in tasks.items() if block}
+    if not tasks:
         raise ValueError(
-            f"{folders[0]} has {len(said[0])} reports, {folders[1]} has {len(said[1])}, and no study of "
-            f"{rows.path} has both and a true report: evaluate the two models on the same manifest"
+            f"{folders[0]} has {len(one)} studies, {folders[1]} has {len(two)}, {len(both)} of them are in both and "
+            "none has a truth that both predict: evaluate the two models on the same manifest"
         )
-    result = compare_reports(
-        [study.report or "" for study in both],
-        [said[0][study.study] for study in both],
-        [said[1][study.study] for study in both],
-        [study.patient for study in both],
-        replicates=replicates,
-        seed=seed,
-    )
-    left_out = sorted(set(said[0]) ^ set(said[1]))
-    return {"first": str(first), "second": str(second), "studies": len(both), "left_out": left_out} | result
+    _correct(tasks)
+    result = {
+        "first": str(first),
+        "second": str(second),
+        "studies": len(both),
+        "left_out": sorted(set(one) ^ set(two)),
+        "tasks": tasks,
+    }
+    if out is not None:
+        from vol3d.evaluation.compare_page import write_comparison
+
+        write_comparison(result, Path(out))
+    return result
+
+
+def comparison_text(result: Mapping[str, Any]) -> str:
+    """A comparison as lines for a terminal."""
+    lines = [f"{result['first']} − {result['second']}, {result['studies']} studies"]
+    for name, block in result["tasks"].items():
+        lines.append(f"{name}: {block['wins']} wins, {block['ties']} ties, {block['losses']} losses")
+        for metric, score in block.items():
+            if isinstance(score, Mapping) and score.get("value") is not None:
+                span = "" if score["low"] is None else f" ({score['low']:+.3f} to {score['high']:+.3f})"
+                chance = "" if score.get("p") is None else f"  p {score['p']:.3f}, Holm {score['p_holm']:.3f}"
+                lines.append(f"  {metric:24}{score['value']:+.3f}{span}{chance}")
+    return "\n".join(lines)
+
+
+def _correct(tasks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Holm's correction over every score of every task."""
+    scores = {
+        f"{name} {metric}": score
+        for name, block in tasks.items()
+        for metric, score in block.items()
+        if isinstance(score, dict)
+    }
+    corrected = holm({name: score["p"] for name, score in scores.items() if score.get("p") is not None})
+    for name, score in scores.items():
+        score["p_holm"] = corrected.get(name)
 
 
 def compare_reports(
@@ -139,17 +178,6 @@ def selective_accuracy(confidence: Sequence[float], right: Sequence[float], poin
     hits = np.cumsum(np.asarray(right, dtype=np.float64)[order])
     counts = sorted({math.ceil(len(order) * part / points) for part in range(1, points + 1)} - {0})
     return [{"coverage": count / len(order), "accuracy": float(hits[count - 1] / count)} for count in counts]
-
-
-def _read_reports(folder: Path) -> dict[str, str]:
-    path = folder / "predictions.jsonl"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; write it with `vol3d evaluate MODEL MANIFEST --out {folder}`")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    reports = {row["study"]: row["report"] for row in rows if "report" in row}
-    if not reports:
-        raise ValueError(f"{path}: {len(rows)} rows, none with a report: compare needs a model that writes reports")
-    return reports
 
 
 def _manifest_of(folder: Path) -> Path:

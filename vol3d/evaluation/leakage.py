@@ -10,10 +10,11 @@ import re
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import UInt64
+from jaxtyping import Float32, UInt64
 from numpy import ndarray
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ _PRIME = np.uint64(2**31 - 1)
 DEFINITIONS = {
     "patients_across_splits": "patients with studies in more than one split",
     "images_across_splits": "image files, or equal image fingerprints, in more than one split",
+    "volumes_across_splits": "pairs of studies in two splits whose volumes look the same (16³ pictures correlate above "
+    "0.9985), even under another name or format",
     "reports_seen_in_training": "test studies whose report is word for word one of training, with how many test "
     "reports do not (short and normal reports repeat by nature)",
     "near_duplicate_reports": "test reports whose word triples overlap with a training report's by at least 90 % "
@@ -38,6 +41,7 @@ def check_leakage(
     *,
     test: str = "test",
     fingerprints: Mapping[str, str] | None = None,
+    looks: Mapping[str, ndarray] | None = None,
     similarity: float = 0.9,
 ) -> dict[str, Any]:
     """Look for what a test score must not rest on.
@@ -46,6 +50,7 @@ def check_leakage(
         studies: every row of the manifest. Rows of twins (`meta["twin_of"]`) are left out: they are alike on purpose.
         test: the split that is scored; all others count as training.
         fingerprints: study name → hash of its image, where known; otherwise image paths are compared.
+        looks: study name → unit vector of its small picture (see `looks`); without them no volume is compared.
         similarity: Jaccard overlap of word triples from which two reports are near duplicates.
 
     Returns:
@@ -62,14 +67,50 @@ def check_leakage(
     tested = [study.study for study in rows if study.split == test and study.study in reports]
     fresh = [study for study in tested if reports[study] not in seen]
     near = near_duplicates([reports[study] for study in fresh], sorted(seen), similarity=similarity)
+    alike = [] if looks is None else _alike(rows, looks)
     return {
         "patients_across_splits": patients,
         "images_across_splits": images,
+        "volumes_across_splits": "not compared" if looks is None else alike,
         "reports_seen_in_training": [study for study in tested if reports[study] in seen],
         "near_duplicate_reports": [fresh[i] for i in sorted({i for i, _, _ in near})],
         "test_reports": len(tested),
-        "clean": not patients and not images,
+        "clean": not patients and not images and not alike,
     }
+
+
+def looks(studies: Iterable[Study], *, progress: bool = False) -> dict[str, Float32[ndarray, " _"]]:
+    """Small pictures (16³ grey values as a unit vector) by which volumes are found to be the same, whatever the file's
+    name, format or rescaling; every volume is read once. One that cannot be read has none.
+    """
+    from tqdm import tqdm
+
+    from vol3d.data.doctor_volume import probe
+
+    found = {}
+    for study in tqdm(list(studies), desc="compare volumes", unit="study", disable=not progress):
+        seen = probe(replace(study, mask=None, finding_mask=None))
+        if seen.look:
+            vector = seen.pixels().astype(np.float32)
+            vector = vector - vector.mean()
+            found[study.study] = vector / (np.linalg.norm(vector) + np.float32(1e-6))
+    return found
+
+
+def _alike(rows: Sequence[Study], marks: Mapping[str, ndarray]) -> list[str]:
+    """Pairs of studies in two splits whose pictures are the same, as "one = other"."""
+    from vol3d.data.doctor_studies import ALIKE
+
+    known = [study for study in rows if study.study in marks]
+    if len(known) < 2:
+        return []
+    table = np.stack([marks[study.study] for study in known])
+    pairs = []
+    for start in range(0, len(known), 512):
+        close = np.argwhere(np.triu(table[start : start + 512] @ table.T, k=start + 1) > ALIKE)
+        found = [(known[start + row], known[column]) for row, column in close]
+        pairs += [f"{one.study} = {other.study}" for one, other in found if one.split != other.split]
+    return pairs
 
 
 def near_duplicates(

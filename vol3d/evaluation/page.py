@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from vol3d.evaluation.case import Case, case_view, choose_cases
-from vol3d.evaluation.chart import loss_chart, reliability_chart
+from vol3d.evaluation.chart import curve_chart, loss_charts, reliability_chart
 from vol3d.evaluation.faithfulness import DEFINITIONS as FAITHFULNESS_DEFINITIONS
+from vol3d.evaluation.headline import headline_of
 from vol3d.evaluation.metrics.findings import DEFINITIONS as FINDING_DEFINITIONS
 from vol3d.evaluation.metrics.text import DEFINITIONS as TEXT_DEFINITIONS
 from vol3d.evaluation.probes import DEFINITIONS as PROBE_DEFINITIONS
 from vol3d.evaluation.probes import ROBUST
+from vol3d.evaluation.probing import DEFINITIONS as PROBING_DEFINITIONS
 
 __all__ = ["Case", "choose_cases", "render_page", "write_page"]
 
@@ -56,8 +58,14 @@ _TITLES = {
     "nsd": "NSD",
     "c_index": "C-index",
     "mrr": "MRR",
+    "shuffled": "Another patient's volume changes it",
+    "claim": "Believes a false claim in the prompt",
+    "confusable": "Tells look-alike studies apart",
+    "same_answers": "Same answers",
+    "same_codes": "Same codes",
+    "thick_slices": "Thick slices",
 }
-_TASKS = {
+TASKS = {
     "report": "Report",
     "retrieval": "Retrieval",
     "codes": "Codes",
@@ -67,8 +75,9 @@ _TASKS = {
     "grounding": "Grounding",
     "outcomes": "Outcomes",
     "zero_shot": "Zero-shot findings",
+    "vqa": "Questions",
 }
-_LOWER_IS_BETTER = {"sb", "ig", "id", "invented_on_blank", "prior_mentions", "hd95_mm", "ece", "brier"}
+LOWER_IS_BETTER = {"claim", "sb", "ig", "id", "invented_on_blank", "prior_mentions", "hd95_mm", "ece", "brier"}
 
 
 def write_page(
@@ -110,14 +119,25 @@ def render_page(
     return template.render(
         evaluation=evaluation,
         written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
-        headline=_headline(report, evaluation.get("faithfulness") or {}),
+        headline=_headline(report, evaluation.get("faithfulness") or {}) or _any_headline(tasks),
         tables=[_table(name, block) for name, block in tasks.items() if block],
         findings=_findings(report.get("per_finding") or {}),
         not_in_truth=report.get("not_in_truth") or {},
         collapse=report.get("collapse") or {},
         faithfulness=_faithfulness(evaluation.get("faithfulness") or {}),
         leakage=_plain(evaluation.get("leakage") or {}),
-        chart=loss_chart(history or []),
+        twins="changed" in str(evaluation.get("faithfulness") or {}),
+        probed="caught" in str(evaluation.get("faithfulness") or {}),
+        charts=loss_charts(history or []),
+        subgroups=_subgroups(evaluation.get("subgroups") or {}),
+        abstention=[
+            {
+                "title": TASKS.get(name, title_of(name)),
+                "points": curve_chart([(p["coverage"], p["accuracy"]) for p in block["curve"]]),
+            }
+            | {"rows": [_row(key, score, {}) for key, score in block.items() if _is_score(score)], "kinds": []}
+            for name, block in (evaluation.get("abstention") or {}).items()
+        ],
         cases=[case_view(case) for case in cases],
         definitions=_definitions(tasks, evaluation.get("faithfulness") or {}),
     )
@@ -161,7 +181,7 @@ def _row(name: str, score: Mapping[str, Any], baselines: Mapping[str, Mapping[st
         "low": score.get("low"),
         "high": score.get("high"),
         "note": score.get("note"),
-        "lower": name in _LOWER_IS_BETTER,
+        "lower": name in LOWER_IS_BETTER,
         "bar": bool(known) and all(0 <= number <= 1 for number in known),
         "baselines": [(kind, _number(block.get(name))) for kind, block in baselines.items()],
     }
@@ -176,14 +196,88 @@ def _table(task: str, block: Mapping[str, Any]) -> dict[str, Any]:
     notes = [f"{title_of(kind)} baseline: {values['note']}" for kind, values in baselines.items() if values.get("note")]
     kinds = [title_of(kind) for kind in baselines]
     return {
-        "title": _TASKS.get(task, title_of(task)),
+        "title": TASKS.get(task, title_of(task)),
         "rows": [row for row in rows if not row["wording"]],
         "wording": [row for row in rows if row["wording"]],
         "facts": facts,
         "kinds": kinds,
         "notes": notes,
         "reliability": reliability_chart(block.get("reliability") or []),
+        "curves": _curves(block.get("curves") or {}),
+        "bars": [] if task == "report" else _bars(block),
+        "note": block.get("note"),
     }
+
+
+_CURVES = {
+    "roc": ("ROC", "False positive rate to the right, true positive rate upwards."),
+    "pr": ("Precision and recall", "Recall to the right, precision upwards."),
+}
+
+
+def _curves(curves: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"title": title, "meaning": meaning, "points": curve_chart(curves[name]), "diagonal": name == "roc"}
+        for name, (title, meaning) in _CURVES.items()
+        if curves.get(name)
+    ]
+
+
+def _bars(block: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One list of bars for each `per_…` of a task, by the first score of its members."""
+    lists = []
+    for name, members in block.items():
+        if not name.startswith("per_") or not isinstance(members, Mapping):
+            continue
+        rows = []
+        for member, scores in members.items():
+            found = {} if not isinstance(scores, Mapping) else {k: v for k, v in scores.items() if _is_score(v)}
+            metric = next((k for k, v in found.items() if v["value"] is not None), "")
+            if metric and 0 <= found[metric]["value"] <= 1:
+                counts = [f"{v} {title_of(k).lower()}" for k, v in scores.items() if isinstance(v, int)]
+                rows.append(
+                    _row(metric, found[metric], {})
+                    | {"title": str(member), "support": ", ".join(counts[:2]), "metric": metric}
+                )
+        if rows:
+            rows.sort(key=lambda row: (-row["value"], row["title"]))
+            lists.append({"title": title_of(name), "metric": title_of(rows[0]["metric"]), "rows": rows})
+    return lists
+
+
+def _any_headline(tasks: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The headlines of a model that writes no report."""
+    tiles = []
+    for name, block in tasks.items():
+        if found := headline_of(name, block):
+            metric, score, blind = found
+            row = _row(metric, score, {} if blind is None else {"blind": {metric: blind}})
+            tiles.append(row | {"meaning": TASKS.get(name, title_of(name)).lower()})
+    return tiles[:4]
+
+
+def _subgroups(block: Mapping[str, Any]) -> list[dict[str, Any]]:
+    tables = []
+    for field, tasks in block.items():
+        for name, told in tasks.items():
+            rows = [
+                _row(told["metric"], score, {}) | {"title": f"{group} ({score['studies']})"}
+                for group, score in told["groups"].items()
+            ]
+            gap = told["largest_gap"]
+            what = f"{TASKS.get(name, title_of(name))}, {title_of(told['metric'])}"
+            tables.append(
+                {
+                    "title": f"By {title_of(field).lower()}: {what}",
+                    "rows": rows,
+                    "kinds": [],
+                    "gap": None
+                    if gap["value"] is None
+                    else f"{gap['value']:.2f}, {gap['between'][0]} over {gap['between'][1]}",
+                    "unknown": told["unknown"],
+                }
+            )
+    return tables
 
 
 def _headline(report: Mapping[str, Any], faithfulness: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -221,7 +315,8 @@ def _faithfulness(block: Mapping[str, Any]) -> list[dict[str, Any]]:
         rows += _nested_rows(scores)
         facts = {title_of(k): v for k, v in scores.items() if isinstance(v, int) and not isinstance(v, bool)}
         if rows:
-            groups.append({"title": title_of(title) if title else "", "rows": rows, "facts": facts})
+            caught = [title_of(name).lower() for name in scores["caught"]] if "caught" in scores else None
+            groups.append({"title": title_of(title) if title else "", "rows": rows, "facts": facts, "caught": caught})
     return groups
 
 
@@ -229,6 +324,7 @@ def _nested_rows(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Scores one level further down, told apart by what they are of: "Nothing else changes (swap)"."""
     inner = {name: part for name, part in scores.items() if isinstance(part, Mapping) and not _is_score(part)}
     inner |= inner.pop("by_change", {})
+    inner.pop("definitions", None)
     return [
         _row(name, score, {}) | {"title": f"{title_of(name)} ({_of(of)})"}
         for of, part in inner.items()
@@ -267,7 +363,7 @@ def _definitions(tasks: Mapping[str, Any], faithfulness: Mapping[str, Any]) -> l
         said = set(faithfulness).union(*(block for block in faithfulness.values() if isinstance(block, Mapping)))
         if said & set(ROBUST):
             said |= {"same_findings", "f1_change"}
-        defined = FAITHFULNESS_DEFINITIONS | PROBE_DEFINITIONS
+        defined = FAITHFULNESS_DEFINITIONS | PROBE_DEFINITIONS | PROBING_DEFINITIONS
         known |= {name: text for name, text in defined.items() if name in said}
         known |= faithfulness.get("definitions") or {}
     return [(title_of(name), text) for name, text in known.items()]

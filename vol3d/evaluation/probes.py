@@ -25,7 +25,7 @@ Volume = Shaped[ndarray, "... x y z"]
 AIR = -1024
 
 DEFINITIONS = {
-    "blank": "share of empty volumes (air only) of which no finding is reported",
+    "blank": "share of studies with reported findings of which none is reported once the volume is empty (air only)",
     "mirror": "share of the findings with a side reported of the volume whose other side is reported of its mirror "
     "image",
     "erase": "share of reported true findings that are no longer reported once their voxels are filled with the "
@@ -149,7 +149,9 @@ def _faithful(
 ) -> tuple[list[float], list[float]]:
     """How often the output did as it must, and how often it could have, per study."""
     if name == "blank":
-        return [float(not keys) for keys in outputs], [1.0] * len(outputs)
+        # A model that never reports anything is silent here too, which says nothing for it.
+        said = [bool(keys) for keys in predicted]
+        return [float(had and not keys) for had, keys in zip(said, outputs, strict=True)], [float(had) for had in said]
     if name == "mirror":
         sided = [{key for key in keys if split_side(key)[0]} for keys in predicted]
         turned = [sum(swap_side(key) in after for key in keys) for keys, after in zip(sided, outputs, strict=True)]

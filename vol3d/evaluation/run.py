@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from vol3d import __version__
 from vol3d.data.formats import atomic
-from vol3d.model.interfaces import Evidence
+from vol3d.evaluation.headline import headline_of
+from vol3d.evaluation.predictions import NAME, Looker, Shelf, check_rows, fingerprint, read_predictions
+from vol3d.model.interfaces import Evidence, Task
 
 if TYPE_CHECKING:
-    from vol3d.data.batch import Sample
     from vol3d.data.manifest import Manifest
     from vol3d.data.study import Study
     from vol3d.evaluation.faithfulness import TwinPair
     from vol3d.model.inference import TrainedModel
-    from vol3d.model.interfaces import Task
     from vol3d.text.ontology import Finding
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -35,53 +38,73 @@ def evaluate(
     replicates: int = 1000,
     seed: int = 0,
     progress: bool = False,
+    predictions: str | Path | None = None,
+    overwrite: bool = False,
+    probes: bool | Collection[str] = False,
+    by: Sequence[str] = (),
+    duplicates: bool = False,
+    extra: Callable[[Sequence[str], Sequence[str], Sequence[str]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Run every task that model and manifest share and write `evaluation.json`, `predictions.jsonl`, `evaluation.html`.
 
-    Rows whose meta says `twin_of` are counterfactuals: they are scored under "faithfulness" and nowhere else.
+    Predictions are written as they come: the same call after a crash goes on where it stopped. Rows whose meta says
+    `twin_of` are counterfactuals: they are scored under "faithfulness" and nowhere else.
 
     Args:
         model: a loaded model or its folder.
         split: rows to score; None takes "test", or every row when the manifest has no split.
         history: a run's metrics.csv, for the loss curve on the page; None takes the one beside the model's folder.
         replicates: bootstrap draws for each interval. seed: of the bootstrap and of the blind baseline.
+        predictions: score this file (or folder, or what `vol3d predict` wrote) without showing the model a volume.
+        overwrite: throw away predictions that another model, manifest or grid left in `out`.
+        probes: also show changed volumes (`vol3d.evaluation.probing`): True for all, or some of their names.
+        by: fields of `meta` to score groups of ("sex", "scanner").
+        duplicates: also read every volume of the manifest to find duplicates across splits.
+        extra: more scores of reports, (truths, outputs, patients) → scores; see `vol3d.evaluation.wording`.
 
     Returns:
         what evaluation.json holds.
 
     Raises:
-        ValueError: the split is empty, or model and manifest have no task in common.
+        ValueError: the split is empty, model and manifest have no task in common, or `out` holds other predictions.
     """
     from vol3d.data.manifest import Manifest
-    from vol3d.evaluation.leakage import check_leakage
+    from vol3d.evaluation.abstention import abstention
+    from vol3d.evaluation.curves import curves_of
+    from vol3d.evaluation.groups import score_groups
+    from vol3d.evaluation.leakage import check_leakage, looks
+    from vol3d.evaluation.probing import run_probes
     from vol3d.model.inference import TrainedModel, load
 
     start = time.perf_counter()
     trained = model if isinstance(model, TrainedModel) else load(model)
     whole = manifest if isinstance(manifest, Manifest) else Manifest.read(manifest)
     studies = _choose(whole, split)
-    if history is None and trained.folder is not None:
-        history = trained.folder.parent / "metrics.csv"
     scored = [study for study in studies if "twin_of" not in study.meta]
     judged = _judged(trained, scored)
     validation = _validation(judged, whole, studies)
-    rows = _predict(trained, judged, studies + validation, batch_size, progress)
-    predictions = {row["study"]: row for row in rows}
+    leakage = check_leakage(whole, looks=looks(whole, progress=progress) if duplicates else None)
+    out = Path(out)
+    look, rows = _predict(trained, judged, [*studies, *validation], out, predictions, overwrite, batch_size, progress)
+    checked = check_rows(rows, [*studies, *validation])
+    rows, notes = checked.rows, checked.notes
+    scored = [study for study in scored if study.study in rows]
+    if not scored:
+        raise ValueError(f"none of {len(studies)} studies has a prediction that can be scored: {'; '.join(notes)}")
     evidence = Evidence(
         scored,
-        predictions,
+        rows,
         training=whole.split("train"),
-        validation=validation,
+        validation=[study for study in validation if study.study in rows],
         sample=trained.sample,
         replicates=replicates,
         seed=seed,
     )
-    tasks: dict[str, Any] = {}
-    for task in judged:
-        tasks |= task.score(replace(evidence, blind=partial(_blind, trained, task, scored, batch_size, seed)))
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    _write(out / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in predictions.values()))
+    tasks = _score(judged, evidence, look)
+    for name, curves in curves_of(judged, evidence).items():
+        tasks.setdefault(name, {})["curves"] = curves
+    if extra is not None:
+        _score_wording(tasks, scored, rows, extra)
     result: dict[str, Any] = {
         "model": str(trained.folder or "model"),
         "manifest": str((whole.path or "manifest") if isinstance(manifest, Manifest) else manifest),
@@ -89,20 +112,34 @@ def evaluate(
         "patients": len({study.patient for study in scored}),
         "seconds": 0.0,
         "version": __version__,
+        "notes": notes,
         "tasks": tasks,
-        "faithfulness": _twins(studies, predictions, replicates, seed),
-        "leakage": check_leakage(whole),
+        "faithfulness": _twins([s for s in studies if s.study in rows], rows, replicates, seed),
+        "leakage": leakage,
     }
+    if probes:
+        names = None if probes is True else list(probes)
+        result["faithfulness"] |= run_probes(judged, evidence, tasks, look, names)
+    if by:
+        result["subgroups"] = score_groups(judged, evidence, tasks, by)
+    if curves := abstention(judged, evidence):
+        result["abstention"] = curves
     result["seconds"] = round(time.perf_counter() - start, 1)
     _write(out / "evaluation.json", json.dumps(result, indent=1) + "\n")
-    with_report = [study for study in scored if study.report and "report" in predictions[study.study]]
-    _page(result, trained, with_report, predictions, history, out / "evaluation.html")
+    if history is None and trained.folder is not None:
+        history = trained.folder.parent / "metrics.csv"
+    _page(result, trained, scored, rows, history, out / "evaluation.html")
     return result
 
 
 def _judged(trained: TrainedModel, studies: Sequence[Study]) -> list[Task]:
-    """The tasks some study carries a label for."""
-    judged = [task for task in trained.tasks.values() if any(task.labelled(study) for study in studies)]
+    """The tasks some study carries a label for; one that only has `score` says by its result whether there were any."""
+    judged = [
+        task
+        for task in trained.tasks.values()
+        if any(task.labelled(study) for study in studies)
+        or (type(task).labelled is Task.labelled and type(task).score is not Task.score)
+    ]
     if not judged:
         raise ValueError(
             f"{len(studies)} studies and the model's tasks ({', '.join(trained.tasks)}) share no label to score: add "
@@ -119,36 +156,119 @@ def _validation(tasks: Sequence[Task], manifest: Manifest, scored: Sequence[Stud
     return [study for study in manifest.split("val") if study.study not in names and "twin_of" not in study.meta]
 
 
-def _blind(
-    trained: TrainedModel, task: Task, studies: Sequence[Study], batch_size: int, seed: int
-) -> dict[str, dict[str, Any]]:
-    """What `task` predicts of each study when it is shown another patient's volume."""
-    from vol3d.evaluation.metrics.baselines import blind
-    from vol3d.model.inference import batched
+def _predict(
+    trained: TrainedModel,
+    tasks: Sequence[Task],
+    studies: Sequence[Study],
+    out: Path,
+    given: str | Path | None,
+    overwrite: bool,
+    batch_size: int,
+    progress: bool,
+) -> tuple[Looker, dict[str, dict[str, Any]]]:
+    """The rows, and who may show the model more volumes."""
+    made_by = fingerprint(trained, studies)
+    if given is None:
+        look = Looker(trained, Shelf(out, made_by, overwrite=overwrite), batch_size, progress=progress)
+        return look, look(NAME, tasks, studies) or {}
+    rows = read_predictions(given)
+    folder = Path(given) if Path(given).is_dir() else Path(given).parent
+    card = folder / "made_by.json"
+    maker = json.loads(card.read_text(encoding="utf-8"))["model"] if card.is_file() else made_by["model"]
+    if maker != made_by["model"]:
+        raise ValueError(
+            f"{given} was written by model {maker}, {trained.folder} is {made_by['model']}: score it with the model "
+            "that wrote it"
+        )
+    if folder.resolve() != out.resolve():
+        shelf = Shelf(out, made_by, overwrite=overwrite)
+        _write(out / f"{NAME}.jsonl", "".join(json.dumps(row) + "\n" for row in rows.values()))
+    else:
+        shelf = Shelf(out, json.loads(card.read_text(encoding="utf-8")) if card.is_file() else made_by, check=False)
+    kept = shelf if folder.resolve() == out.resolve() else Shelf(folder, made_by, check=False, write=False)
+    return Looker(trained, kept, batch_size, may_run=False), rows
 
-    others = blind(list(studies), [study.patient for study in studies], seed)
-    samples = (replace(sample, study=study) for study, sample in zip(studies, _samples(trained, others), strict=True))
-    rows = [row for group in batched(samples, batch_size) for row in trained.predict(group, [task])]
-    return {row["study"]: row for row in rows}
+
+def _score(tasks: Sequence[Task], evidence: Evidence, look: Looker) -> dict[str, Any]:
+    """Every task's blocks; a task whose field no prediction has is told so."""
+    blocks: dict[str, Any] = {}
+    for task in tasks:
+        try:
+            blocks |= task.score(replace(evidence, blind=_blind(task, evidence, look)))
+        except KeyError as error:
+            log.debug("task %s", task.kind, exc_info=True)
+            blocks[task.kind or type(task).__name__] = {
+                "note": f"not scored: the predictions have no field {error}; predict again with --overwrite"
+            }
+    return blocks
+
+
+def _blind(task: Task, evidence: Evidence, look: Looker) -> Callable[[], Mapping[str, Mapping[str, Any]]] | None:
+    """What `task` predicts of each study when it is shown another patient's volume; None where no deal exists."""
+    from vol3d.evaluation.metrics.baselines import blind
+
+    studies = list(evidence.studies)
+    try:
+        others = blind(studies, [study.patient for study in studies], evidence.seed)
+    except ValueError as error:
+        log.warning("no blind baseline: %s", error)
+        return None
+    ask = partial(look, f"blind-{task.kind}-{evidence.seed}", [task], studies, volumes=others)
+    if not look.may_run:
+        kept = ask()
+        return None if kept is None else lambda: kept
+    return lambda: ask() or {}
+
+
+def _score_wording(
+    tasks: dict[str, Any],
+    studies: Sequence[Study],
+    rows: Mapping[str, Mapping[str, Any]],
+    extra: Callable[[Sequence[str], Sequence[str], Sequence[str]], dict[str, Any]],
+) -> None:
+    """Adds the scores of `extra` to each block of written texts."""
+    for name in ("report", "findings", "impression"):
+        own = [s for s in studies if getattr(s, name) and isinstance(rows[s.study].get(name), str)]
+        if own and name in tasks:
+            texts = [getattr(study, name) for study in own], [rows[study.study][name] for study in own]
+            tasks[name] |= extra(*texts, [study.patient for study in own])
 
 
 def summary(result: Mapping[str, Any]) -> str:
     """The scores as a few lines for a terminal, baselines beside them."""
-    report = result["tasks"]["report"]
     lines = [f"{result['studies']} studies of {result['patients']} patients, {result['seconds']} s"]
-    lines.append(f"{'':24}{'model':>22}{'blind':>10}{'always normal':>16}")
-    for name in ("finding_f1", "finding_precision", "finding_recall", "laterality_accuracy", "rouge_l"):
-        if name in report:
-            baselines = [report["baselines"][kind].get(name) for kind in ("blind", "always_normal")]
-            lines.append(
-                f"{name:24}{_interval(report[name]):>22}{_number(baselines[0]):>10}{_number(baselines[1]):>16}"
-            )
+    if "report" in result["tasks"] and "baselines" in result["tasks"]["report"]:
+        lines += _report_lines(result["tasks"]["report"])
+    for name, block in result["tasks"].items():
+        if name == "report" and "baselines" in block:
+            continue
+        if (found := headline_of(name, block)) is None:
+            lines.append(f"{name:24}{block.get('note', 'no score')}")
+            continue
+        metric, score, baseline = found
+        beside = "" if baseline is None else f"   blind {_number(baseline)}"
+        lines.append(f"{f'{name} {metric}':32}{_interval(score)}{beside}")
     if twins := result["faithfulness"].get("twins"):
         lines.append(
             f"{twins['pairs']} twin pairs: the changed finding follows in {_interval(twins['changed'])}, "
             f"nothing else changes in {_interval(twins['unchanged'])}"
         )
-    return "\n".join(lines)
+    for name, block in result["faithfulness"].items():
+        if isinstance(block, Mapping) and "caught" in block:
+            said = (
+                f"fails {', '.join(block['caught'])}" if block["caught"] else "reacts to every change that must be seen"
+            )
+            lines.append(f"probes, {name}: {said}")
+    return "\n".join([*lines, *result.get("notes", [])])
+
+
+def _report_lines(report: Mapping[str, Any]) -> list[str]:
+    lines = [f"{'':24}{'model':>22}{'blind':>10}{'always normal':>16}"]
+    for name in ("finding_f1", "finding_precision", "finding_recall", "laterality_accuracy", "rouge_l"):
+        if name in report:
+            blind, normal = (report["baselines"].get(kind, {}).get(name) for kind in ("blind", "always_normal"))
+            lines.append(f"{name:24}{_interval(report[name]):>22}{_number(blind):>10}{_number(normal):>16}")
+    return lines
 
 
 def _interval(metric: Mapping[str, Any]) -> str:
@@ -156,7 +276,7 @@ def _interval(metric: Mapping[str, Any]) -> str:
     return value if metric.get("low") is None else f"{value} ({metric['low']:.2f}–{metric['high']:.2f})"
 
 
-def _number(value: float | None) -> str:
+def _number(value: float | int | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
@@ -173,25 +293,6 @@ def _choose(manifest: Manifest, split: str | None) -> list[Study]:
     return studies
 
 
-def _samples(trained: TrainedModel, studies: Iterable[Study]) -> Iterator[Sample]:
-    """The images on the model's grid; a prediction reads no mask, so none is loaded."""
-    for study in studies:
-        yield trained.sample(replace(study, mask=None, finding_mask=None))
-
-
-def _predict(
-    trained: TrainedModel, tasks: Sequence[Task], studies: Sequence[Study], batch_size: int, progress: bool
-) -> Iterator[dict[str, Any]]:
-    from tqdm import tqdm
-
-    from vol3d.model.inference import batched
-
-    with tqdm(total=len(studies), desc="predict", unit="study", disable=not progress) as bar:
-        for samples in batched(_samples(trained, studies), batch_size):
-            yield from trained.predict(samples, tasks)
-            bar.update(len(samples))
-
-
 def _twins(
     studies: list[Study], predictions: Mapping[str, Mapping[str, Any]], replicates: int, seed: int
 ) -> dict[str, Any]:
@@ -199,7 +300,12 @@ def _twins(
     from vol3d.evaluation.faithfulness import twin_consistency, twin_pairs
     from vol3d.text.parser import parse_findings
 
-    outputs = {name: parse_findings(row["report"]) for name, row in predictions.items() if "report" in row}
+    outputs = {
+        name: parse_findings(row["report"]) for name, row in predictions.items() if isinstance(row.get("report"), str)
+    }
+    if not outputs:
+        return {}
+    studies = [study for study in studies if {study.study, study.meta.get("twin_of", study.study)} <= outputs.keys()]
     truths = {study.study: parse_findings(study.report or "") for study in studies}
     pairs = twin_pairs(studies, {name: {finding.key for finding in said} for name, said in outputs.items()})
     if not pairs:
@@ -222,7 +328,7 @@ def _sizes(findings: Mapping[str, list[Finding]], pair: TwinPair) -> tuple[float
 def _page(
     result: dict[str, Any],
     trained: TrainedModel,
-    studies: list[Study],
+    studies: Sequence[Study],
     predictions: Mapping[str, Mapping[str, Any]],
     history: str | Path | None,
     path: Path,
@@ -230,8 +336,7 @@ def _page(
     from vol3d.evaluation.cases import read_history, show_cases
     from vol3d.evaluation.page import write_page
 
-    cases = show_cases(trained, studies, predictions)
-    write_page(result, cases, read_history(history), path)
+    write_page(result, show_cases(trained, studies, predictions), read_history(history), path)
 
 
 def _write(path: Path, text: str) -> None:

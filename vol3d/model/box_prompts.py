@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,6 +107,25 @@ def masks_of(asks: Sequence[Sequence[BoxAsk]], batch: Batch) -> tuple[Tensor, Te
                 masks[row, place] = batch.finding_mask[row] == labels[ask.name]
                 known[row, place] = 1
     return masks, known
+
+
+def main_parts(masks: Tensor, share: float = 0.05) -> Tensor:
+    """The masks without their crumbs: connected parts smaller than a `share` of the largest. One stray voxel moves the
+    face of a box as far as it lies away.
+
+    Shape:
+        (batch, prompts, x, y, z) bool, the same out.
+    """
+    from scipy import ndimage
+
+    kept = masks.cpu().numpy().copy()
+    for mask in kept.reshape(-1, *kept.shape[2:]):
+        parts, count = ndimage.label(mask, np.ones((3, 3, 3)))
+        if count > 1:
+            sizes = np.bincount(parts.ravel())
+            sizes[0] = 0
+            mask &= (sizes >= share * sizes.max())[parts]
+    return torch.from_numpy(kept).to(masks.device)
 
 
 def jitter_boxes(boxes: Tensor, share: float = 0.1) -> Tensor:

@@ -1,0 +1,356 @@
+"""`evaluate`: resumed, re-scored, probed; models that look, that do not, and that say nothing sensible."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from world import study as box_study
+
+import vol3d
+from vol3d.cli import main
+from vol3d.data.batch import collate
+from vol3d.data.manifest import Manifest
+from vol3d.evaluation.compare import compare, comparison_text
+from vol3d.evaluation.predictions import Shelf, check_rows, read_predictions
+from vol3d.evaluation.run import evaluate, summary
+from vol3d.model.inference import TrainedModel
+from vol3d.model.interfaces import Task, TaskOutput
+
+LEFT, RIGHT = "left pleural effusion", "right pleural effusion"
+QUESTIONS = {LEFT: "Is there a left pleural effusion?", RIGHT: "Is there a right pleural effusion?"}
+
+
+def sees(hu) -> list[str]:
+    """The world's boxes are 300 HU brighter: x 2 to 6 is left, 10 to 14 right; air is nothing."""
+    return [name for name, x in ((LEFT, 4), (RIGHT, 12)) if (hu[x - 1 : x + 1] > 180).sum() >= 8]
+
+
+class Says(Task):
+    """A report task that either looks or always says the same."""
+
+    kind = "report"
+
+    def __init__(self, looks: bool = True, says: str = f"There is a {LEFT}.") -> None:
+        super().__init__()
+        self.looks, self.says = looks, says
+
+    def loss(self, model, features, batch):
+        return TaskOutput(None, 0)
+
+    def predict(self, model, features, batch):
+        rows = []
+        for image in batch.image:
+            found = sees(image[0].numpy())
+            text = " ".join(f"There is a {name}." for name in found) or "The chest is normal."
+            rows.append({"report": text if self.looks else self.says})
+        return rows
+
+    def labelled(self, study):
+        return bool(study.report)
+
+    score = vol3d.tasks.ReportGeneration.score
+    target = "report"
+
+    def text(self, study):
+        return study.report
+
+
+class Answers(Task):
+    """Yes or no, with the scores of both."""
+
+    kind = "vqa"
+
+    def __init__(self, looks: bool = True) -> None:
+        super().__init__()
+        self.looks = looks
+
+    def loss(self, model, features, batch):
+        return TaskOutput(None, 0)
+
+    def questions(self, study):
+        return study.questions
+
+    def predict(self, model, features, batch):
+        rows = []
+        for image, study in zip(batch.image, batch.studies, strict=True):
+            found = sees(image[0].numpy()) if self.looks else []
+            brightness = float(image.float().mean()) / 100 if self.looks else 0.0
+            said = []
+            for question in study.questions:
+                yes = question["finding"] in found
+                scores = [-0.1 - brightness, -2.0] if yes else [-2.0, -0.1 - brightness]
+                said.append({"question": question["question"], "answer": "yes" if yes else "no", "scores": scores})
+            rows.append({"answers": said})
+        return rows
+
+    score = vol3d.tasks.VQA.score
+
+
+class Toy(TrainedModel):
+    """The world's samples instead of files, and tasks that read the voxels."""
+
+    def __init__(self, *tasks, samples=()):
+        grid = vol3d.Grid(spacing=(1, 1, 1), shape=(16, 16, 8), window=(-1000, 1000))
+        self.model, self.tasks, self.grid, self.folder = (
+            nn.Linear(1, 1),
+            {task.kind: task for task in tasks},
+            grid,
+            None,
+        )
+        nn.init.zeros_(self.model.weight)
+        nn.init.zeros_(self.model.bias)
+        self.samples = {sample.study.study: sample for sample in samples}
+        self.shown = 0
+
+    def sample(self, volume):
+        self.shown += 1
+        found = self.samples[volume.study]
+        mask = found.finding_mask if volume.finding_mask else None
+        return replace(found, study=volume, finding_mask=mask)
+
+    def predict(self, samples, tasks=None):
+        batch = collate(list(samples))
+        rows = [{"study": sample.study.study} for sample in samples]
+        for task in tasks:
+            for row, own in zip(rows, task.predict(None, None, batch), strict=True):
+                row.update(own)
+        return rows
+
+
+def samples(count=24, **fields):
+    found = []
+    for number in range(count):
+        sample = box_study(number, "test")
+        present = [name for name in (LEFT, RIGHT) if name in (sample.study.report or "")]
+        asked = [
+            {"question": text, "answer": "yes" if name in present else "no", "choices": ["yes", "no"], "finding": name}
+            for name, text in QUESTIONS.items()
+        ]
+        meta = {"sex": "FM"[number % 2], "age": 30 + number}
+        study = replace(sample.study, questions=asked, meta=meta, finding_mask=Path("none.nii.gz"), **fields)
+        found.append(replace(sample, study=study))
+    return found
+
+
+def toy(*tasks, count=24, **fields):
+    found = samples(count, **fields)
+    return Toy(*tasks, samples=found), Manifest([sample.study for sample in found])
+
+
+def test_a_model_that_looks_passes_and_one_that_does_not_is_caught(tmp_path):
+    model, manifest = toy(Says(), Answers())
+    options = {"probes": True, "replicates": 100, "by": ["sex", "age"]}
+    good = evaluate(model, manifest, out=tmp_path / "good", **options)
+    assert good["faithfulness"]["report"]["caught"] == []
+    assert good["faithfulness"]["vqa"]["caught"] == []
+    assert good["faithfulness"]["report"]["mirror"]["value"] == 1
+    assert good["faithfulness"]["report"]["image_dependence"]["value"] == 1
+    model, manifest = toy(Says(looks=False), Answers(looks=False))
+    poor = evaluate(model, manifest, out=tmp_path / "poor", **options)
+    first_kind = {"blank", "shuffled", "mirror", "erase", "confusable", "image_dependence"}
+    assert set(poor["faithfulness"]["report"]["caught"]) == first_kind
+    assert set(poor["faithfulness"]["vqa"]["caught"]) == {"blank", "shuffled", "image_dependence"}
+    assert "fails blank, shuffled" in summary(poor)
+    groups = good["subgroups"]["sex"]["report"]
+    assert groups["metric"] == "finding_f1"
+    assert {name: group["studies"] for name, group in groups["groups"].items()} == {"F": 12, "M": 12}
+    assert len(good["subgroups"]["age"]["report"]["groups"]) == 4
+    assert good["abstention"]["vqa_closed"]["accuracy@50%"]["value"] == 1
+    assert poor["abstention"]["vqa_closed"]["accuracy@100%"]["value"] < 1
+    page = (tmp_path / "good" / "evaluation.html").read_text()
+    assert "By sex" in page
+
+
+def test_a_report_that_is_always_normal_is_caught_too(tmp_path):
+    model, manifest = toy(Says(looks=False, says="The chest is normal."))
+    block = evaluate(model, manifest, out=tmp_path, probes=True, replicates=50)["faithfulness"]["report"]
+    assert {"blank", "shuffled", "mirror", "erase", "confusable", "image_dependence"} == set(block["caught"])
+
+
+def test_a_killed_evaluation_goes_on(tmp_path):
+    whole, manifest = toy(Says())
+    evaluate(whole, manifest, out=tmp_path / "whole", replicates=20, batch_size=4)
+    killed, _ = toy(Says())
+    predict = killed.predict
+    calls = []
+
+    def dies(batch, tasks=None):
+        calls.append(len(batch))
+        if len(calls) > 3:
+            raise RuntimeError("killed")
+        return predict(batch, tasks)
+
+    killed.predict = dies
+    with pytest.raises(RuntimeError, match="killed"):
+        evaluate(killed, manifest, out=tmp_path / "half", replicates=20, batch_size=4)
+    path = tmp_path / "half" / "predictions.jsonl"
+    assert len(path.read_text().splitlines()) == 12
+    with path.open("a") as file:
+        file.write('{"study": "s12", "rep')  # the row that was being written
+    again, _ = toy(Says())
+    again.sample, shown = (lambda volume, own=again.sample: shown.append(volume.study) or own(volume)), []
+    evaluate(again, manifest, out=tmp_path / "half", replicates=20, batch_size=4)
+    assert shown[:12] == [f"s{number}" for number in range(12, 24)]
+    one, two = (read_predictions(tmp_path / name) for name in ("whole", "half"))
+    assert one == two
+    scores = [json.loads((tmp_path / name / "evaluation.json").read_text())["tasks"] for name in ("whole", "half")]
+    assert scores[0] == scores[1]
+
+
+def test_predictions_of_another_model_are_refused(tmp_path):
+    model, manifest = toy(Says())
+    evaluate(model, manifest, out=tmp_path, replicates=20)
+    nn.init.ones_(model.model.weight)
+    with pytest.raises(ValueError, match=r"made otherwise \(model \w+, now \w+\).*--overwrite"):
+        evaluate(model, manifest, out=tmp_path, replicates=20)
+    evaluate(model, manifest, out=tmp_path, replicates=20, overwrite=True)
+    with pytest.raises(ValueError, match=r"made otherwise \(studies"):
+        evaluate(model, manifest[:20], out=tmp_path, replicates=20)
+
+
+def test_predictions_are_scored_without_a_volume(tmp_path):
+    model, manifest = toy(Says(), Answers())
+    first = evaluate(model, manifest, out=tmp_path / "a", replicates=50, probes=["blank"])
+    again, _ = toy(Says(), Answers())
+    again.predict = None
+    second = evaluate(again, manifest, out=tmp_path / "b", replicates=50, probes=["blank"], predictions=tmp_path / "a")
+    assert second["tasks"] == first["tasks"]
+    assert second["faithfulness"]["report"]["blank"] == first["faithfulness"]["report"]["blank"]
+    # What `vol3d predict` left on two GPUs, one study twice.
+    rows = (tmp_path / "a" / "predictions.jsonl").read_text().splitlines(keepends=True)
+    ranks = tmp_path / "ranks"
+    ranks.mkdir()
+    (ranks / "predictions.jsonl").write_text("".join(rows[:12]))
+    (ranks / "predictions.rank1.jsonl").write_text("".join(rows[11:]))
+    third = evaluate(again, manifest, out=tmp_path / "c", replicates=50, predictions=ranks / "predictions.jsonl")
+    assert third["tasks"]["report"] == first["tasks"]["report"]
+    assert third["tasks"]["vqa_closed"]["accuracy"] == first["tasks"]["vqa_closed"]["accuracy"]
+    with pytest.raises(ValueError, match="no such file"):
+        evaluate(again, manifest, out=tmp_path / "d", predictions=tmp_path / "nothing")
+
+
+def edited(tmp_path, change):
+    """Scores of predictions after `change` was done to their rows."""
+    model, manifest = toy(Says(), Answers())
+    rows = list(
+        Toy(Says(), Answers(), samples=model.samples.values()).predict(
+            list(model.samples.values()), list(model.tasks.values())
+        )
+    )
+    for row in rows:
+        change(row)
+    path = tmp_path / "given.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return evaluate(model, manifest, out=tmp_path / "out", predictions=path, replicates=20)
+
+
+def test_a_missing_field_is_left_out_and_said(tmp_path):
+    got = edited(tmp_path, lambda row: row.pop("report") if row["study"] == "s3" else None)
+    assert got["studies"] == 23
+    assert got["notes"] == ["1 of 24 studies lack the field report and are not scored (s3)"]
+    nowhere = edited(tmp_path, lambda row: row.pop("answers"))
+    assert "no field 'answers'" in nowhere["tasks"]["vqa"]["note"]
+    assert nowhere["tasks"]["report"]["finding_f1"]["value"] == 1
+    assert "no field 'answers'" in summary(nowhere)
+
+
+def test_an_empty_prediction_scores_and_is_counted(tmp_path):
+    got = edited(tmp_path, lambda row: row.update(report="" if row["study"] != "s3" else None))
+    assert got["tasks"]["report"]["collapse"]["empty"] == 24
+    assert got["tasks"]["report"]["finding_f1"]["value"] == 0
+    assert got["tasks"]["report"]["bleu_1"]["value"] == 0
+
+
+def test_nan_is_left_out_and_said(tmp_path):
+    def change(row):
+        if row["study"] == "s5":
+            row["answers"][0]["scores"] = [float("nan"), 0.0]
+
+    got = edited(tmp_path, change)
+    assert got["notes"] == ["1 of 24 studies have a prediction with NaN or infinity and are not scored (s5)"]
+    long = {"study": "a", "retrieval": {"volume": [1.0] * 20 + [float("inf")]}}
+    assert check_rows({"a": long}, samples(1)[:0]).rows == {}
+
+
+def test_one_class_and_one_patient(tmp_path):
+    model, manifest = toy(Says(), Answers(), patient="p0")
+    got = evaluate(model, manifest, out=tmp_path / "patient", replicates=20, probes=True)
+    assert got["patients"] == 1
+    assert got["tasks"]["report"]["finding_f1"]["note"] == "one patient: no interval"
+    assert "patient 'p0' has 24 of 24" in got["tasks"]["report"]["baselines"]["blind"]["note"]
+    assert "image_dependence" in got["faithfulness"]["report"]["caught"]
+    normal = [s for s in manifest if "effusion" not in s.report]
+    rows = evaluate(model, Manifest(normal), out=tmp_path / "class", replicates=20, probes=True)
+    f1 = rows["tasks"]["report"]["finding_f1"]
+    assert f1["value"] is None
+    assert f1["note"]
+
+
+def test_two_evaluations_side_by_side(tmp_path, capsys):
+    model, manifest = toy(Says(), Answers())
+    evaluate(model, manifest, out=tmp_path / "a", replicates=20)
+    base, _ = toy(Says(looks=False), Answers(looks=False))
+    evaluate(base, manifest, out=tmp_path / "b", replicates=20)
+    got = compare(tmp_path / "a", tmp_path / "b", manifest=manifest, out=tmp_path / "c", replicates=200)
+    truth = [row["answer"] for study in manifest for row in study.questions]
+    block = got["tasks"]["vqa_closed"]
+    assert block["accuracy"]["value"] == pytest.approx(truth.count("yes") / len(truth))
+    assert (block["wins"], block["losses"], block["ties"]) == (truth.count("yes"), 0, truth.count("no"))
+    assert block["accuracy"]["p"] < 0.05
+    assert block["accuracy"]["p"] <= block["accuracy"]["p_holm"]
+    assert json.loads((tmp_path / "c" / "comparison.json").read_text()) == json.loads(json.dumps(got))
+    page = (tmp_path / "c" / "comparison.html").read_text()
+    assert "http" not in page
+    assert "<script" not in page
+    assert f"{truth.count('yes')} wins" in comparison_text(got)
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "nothing")]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_macro_auroc_of_codes_equals_sklearns():
+    from sklearn.metrics import roc_auc_score
+
+    from vol3d.evaluation.compare_tasks import compare_codes
+
+    rng = np.random.default_rng(0)
+    truth = rng.random((40, 3)) < 0.4
+    base = box_study(0).study
+    studies = [
+        replace(
+            base, study=f"s{i}", patient=f"p{i}",
+            codes=[f"c{j}" for j in range(3) if row[j]], codes_absent=[f"c{j}" for j in range(3) if not row[j]],
+        )
+        for i, row in enumerate(truth)
+    ]  # fmt: skip
+    sides = [np.round(rng.random((40, 3)) + 0.4 * scale * truth, 1) for scale in (1, 0)]
+    rows = [
+        {f"s{i}": {"codes": {f"c{j}": float(v) for j, v in enumerate(row)}} for i, row in enumerate(side)}
+        for side in sides
+    ]
+    got = compare_codes(studies, *rows, replicates=50)
+    expected = [np.mean([roc_auc_score(truth[:, j], side[:, j]) for j in range(3)]) for side in sides]
+    assert got["macro_auroc"]["value"] == pytest.approx(expected[0] - expected[1])
+
+
+def test_a_shelf_and_its_bad_lines(tmp_path):
+    shelf = Shelf(tmp_path, {"model": "m"})
+    shelf.append("predictions", [{"study": "a", "report": "x"}])
+    (tmp_path / "predictions.jsonl").open("a").write("{not json}\n")
+    with pytest.raises(ValueError, match=r"predictions\.jsonl, line 2: not JSON"):
+        shelf.read("predictions")
+    (tmp_path / "predictions.jsonl").write_text('{"report": "x"}\n')
+    with pytest.raises(ValueError, match="line 1: a row needs the field 'study'"):
+        read_predictions(tmp_path)
+
+
+def test_unknown_probes_and_fields_are_named(tmp_path):
+    model, manifest = toy(Says(), count=6)
+    with pytest.raises(ValueError, match="unknown probes rotate"):
+        evaluate(model, manifest, out=tmp_path, probes=["rotate"], replicates=20)
+    with pytest.raises(ValueError, match=r"none of 6 studies has meta\.race; there is age, sex"):
+        evaluate(model, manifest, out=tmp_path, by=["race"], replicates=20)
+    assert torch.is_tensor(model.model.weight)

@@ -1,0 +1,76 @@
+"""Selective accuracy: how right is a model when it may leave out what it is least sure of?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vol3d.evaluation.compare import selective_accuracy
+from vol3d.evaluation.intervals import share
+from vol3d.model.interfaces import Evidence, Task
+
+COVERAGES = (0.5, 0.8, 1.0)
+
+
+def abstention(tasks: Sequence[Task], evidence: Evidence) -> dict[str, Any]:
+    """Curves and scores of the tasks whose predictions carry a confidence.
+
+    Closed answers: the softmax of their choices' scores. Codes: the larger of p and 1 − p, right at a threshold of
+    0.5.
+
+    Returns:
+        {"vqa_closed": {"curve": [{"coverage", "accuracy"}], "accuracy@50%": score, …}, "codes": …}
+    """
+    result = {}
+    for task in tasks:
+        rows = {"vqa": _answers, "codes": _codes}.get(task.kind, lambda *_: [])(task, evidence)
+        if rows:
+            confidence, right, patients = zip(*rows, strict=True)
+            result[{"vqa": "vqa_closed"}.get(task.kind, task.kind)] = _curve(confidence, right, patients, evidence)
+    return result
+
+
+def _curve(
+    confidence: Sequence[float], right: Sequence[float], patients: Sequence[Any], evidence: Evidence
+) -> dict[str, Any]:
+    block: dict[str, Any] = {"curve": selective_accuracy(confidence, right), "answers": len(right)}
+    order = np.argsort(-np.asarray(confidence), kind="stable")
+    for coverage in COVERAGES:
+        kept = order[: math.ceil(coverage * len(order))]
+        block[f"accuracy@{coverage:.0%}"] = share(
+            np.asarray(right)[kept],
+            np.ones(len(kept)),
+            [patients[place] for place in kept],
+            replicates=evidence.replicates,
+            seed=evidence.seed,
+        )
+    return block
+
+
+def _answers(task: Any, evidence: Evidence) -> list[tuple[float, float, Any]]:
+    rows = []
+    for study in evidence.studies:
+        given = evidence.predictions[study.study].get("answers") or []
+        for question, answer in zip(task.questions(study), given, strict=False):
+            if question.get("choices") and answer.get("scores"):
+                scores = np.exp(np.array(answer["scores"]) - max(answer["scores"]))
+                right = float(answer["answer"] == question["answer"])
+                rows.append((float(scores.max() / scores.sum()), right, study.patient))
+    return rows
+
+
+def _codes(task: Any, evidence: Evidence) -> list[tuple[float, float, Any]]:
+    rows = []
+    for study in evidence.studies:
+        said = evidence.predictions[study.study].get("codes") or {}
+        truth = task.truth(study) if said and task.labelled(study) else []
+        for code, known in zip(task.codes, truth, strict=True) if len(truth) else []:
+            if not math.isnan(known):
+                probability = said[code]
+                rows.append(
+                    (max(probability, 1 - probability), float((probability >= 0.5) == bool(known)), study.patient)
+                )
+    return rows

@@ -1,0 +1,83 @@
+"""Any task's headline score by groups of studies: is the model as good for everybody?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from vol3d.evaluation.compare import by_subgroup
+from vol3d.evaluation.headline import headline_of
+from vol3d.evaluation.intervals import undefined
+from vol3d.model.interfaces import Evidence, Task
+
+BANDS = 4
+"""A number (age) with more different values than this is cut into its quarters."""
+
+
+def score_groups(
+    tasks: Sequence[Task], evidence: Evidence, blocks: Mapping[str, Mapping[str, Any]], by: Sequence[str]
+) -> dict[str, Any]:
+    """Each headline metric in each group of `meta`, with intervals and the largest gap.
+
+    Args:
+        blocks: what the tasks scored on all studies; only their headlines are scored again.
+        by: fields of `meta`. Numbers are cut into quarters.
+
+    Returns:
+        {field: {block: {"metric", "groups", "largest_gap", "unknown"}}} (see `by_subgroup`).
+
+    Raises:
+        ValueError: no study has such a field.
+    """
+    studies = evidence.studies
+    result: dict[str, Any] = {}
+    for field in by:
+        values = [study.meta.get(field) for study in studies]
+        if all(value is None for value in values):
+            known = ", ".join(sorted({name for study in studies for name in study.meta})) or "no field at all"
+            raise ValueError(f"none of {len(studies)} studies has meta.{field}; there is {known}")
+        groups = _bands(values)
+        # One scoring a group and task gives all of its blocks.
+        scored: dict[tuple[int, ...], dict[str, Any]] = {}
+
+        def score(rows: list[int], name: str, scored: dict[tuple[int, ...], dict[str, Any]] = scored) -> dict[str, Any]:
+            key = tuple(rows)
+            if key not in scored:
+                part = replace(evidence, studies=[studies[row] for row in rows], blind=None)
+                scored[key] = {}
+                for task in tasks:
+                    scored[key] |= _try(task, part)
+            found = headline_of(name, scored[key].get(name) or {})
+            return dict(found[1]) if found else undefined("no score in this group")
+
+        result[field] = {}
+        for name, block in blocks.items():
+            if found := headline_of(name, block):
+                told = by_subgroup(lambda rows, name=name: score(rows, name), groups)
+                result[field][name] = {"metric": found[0]} | told
+    return result
+
+
+def _try(task: Task, evidence: Evidence) -> dict[str, Any]:
+    """A group may be too small or too plain for a score; then it has none."""
+    try:
+        return task.score(evidence)
+    except (KeyError, ValueError):
+        return {}
+
+
+def _bands(values: Sequence[Any]) -> list[str | None]:
+    """Groups as text; many different numbers as their quarters ("52 – 61")."""
+    numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    if len(set(numbers)) <= BANDS or len(numbers) < sum(value is not None for value in values):
+        return [None if value is None else str(value) for value in values]
+    import numpy as np
+
+    edges = np.quantile(numbers, np.linspace(0, 1, BANDS + 1)[1:-1], method="lower").tolist()
+    place = [None if value is None else sum(value > edge for edge in edges) for value in values]
+    ranges = {}
+    for band in sorted({band for band in place if band is not None}):
+        own = [value for value, mine in zip(values, place, strict=True) if mine == band]
+        ranges[band] = f"{min(own):g} – {max(own):g}"
+    return [None if band is None else ranges[band] for band in place]

@@ -1,0 +1,264 @@
+"""Predictions on disk, written as they come: a killed evaluation goes on, and a new metric needs no GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vol3d.data.formats import atomic
+
+if TYPE_CHECKING:
+    from vol3d.data.batch import Sample
+    from vol3d.data.study import Study
+    from vol3d.model.inference import TrainedModel
+    from vol3d.model.interfaces import Task
+
+Row = Mapping[str, Any]
+MADE_BY = "made_by.json"
+NAME = "predictions"
+
+
+def fingerprint(trained: TrainedModel, studies: Iterable[Study]) -> dict[str, str]:
+    """What predictions depend on: "model" (its files, or its weights when it has none), "studies" (images and
+    questions, not labels, which may be mended later), "grid"."""
+    from vol3d.data.identity import file_identity
+
+    shown = hashlib.sha256()
+    for study in studies:
+        image = file_identity(study.image) if study.image.exists() else str(study.image)
+        asked = [[row.get("question"), row.get("choices")] for row in study.questions]
+        shown.update(json.dumps([study.study, image, asked]).encode())
+    weights = hashlib.sha256()
+    if trained.folder is not None and (trained.folder / "model.safetensors").is_file():
+        for name in ("config.yaml", "model.safetensors"):
+            weights.update(file_identity(trained.folder / name).encode())
+    else:
+        for part in (trained.model, *trained.tasks.values()):
+            for name, tensor in part.state_dict().items():
+                weights.update(f"{name} {tuple(tensor.shape)} {float(tensor.double().sum())!r}".encode())
+    return {
+        "model": weights.hexdigest()[:16],
+        "studies": shown.hexdigest()[:16],
+        "grid": trained.grid.fingerprint[:16],
+    }
+
+
+class Shelf:
+    """A folder's prediction files: `predictions.jsonl`, and beside it those of blind passes and probes.
+
+    `made_by.json` says by which model, on which studies and which grid. Rows made by anything else are never mixed.
+
+    Args:
+        overwrite: throw away what another model, other studies or another grid made.
+        check: refuse what was made otherwise. write: False only reads.
+
+    Raises:
+        ValueError: the folder holds predictions of another model, other studies or another grid.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        made_by: Mapping[str, str],
+        *,
+        overwrite: bool = False,
+        check: bool = True,
+        write: bool = True,
+    ) -> None:
+        self.folder = Path(folder)
+        if not write:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        card = self.folder / MADE_BY
+        old = sorted(self.folder.glob("*.jsonl"))
+        if old and check and not overwrite:
+            known = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
+            differ = [f"{name} {known.get(name, 'unknown')}, now {made_by[name]}" for name in made_by]
+            differ = [line for line, name in zip(differ, made_by, strict=True) if known.get(name) != made_by[name]]
+            if differ:
+                raise ValueError(
+                    f"{self.folder} holds {old[0].name} made otherwise ({'; '.join(differ)}): give another --out, or "
+                    "--overwrite to throw them away"
+                )
+        for path in old if overwrite else []:
+            path.unlink()
+        with atomic(card) as part:
+            part.write_text(json.dumps(dict(made_by), indent=1) + "\n", encoding="utf-8")
+
+    def read(self, name: str) -> dict[str, dict[str, Any]]:
+        """Rows by study; a last line that was half written when the run was killed is cut off the file."""
+        path = self.folder / f"{name}.jsonl"
+        if not path.is_file():
+            return {}
+        whole = path.read_bytes()
+        end = whole.rfind(b"\n") + 1
+        if end < len(whole):
+            with path.open("r+b") as file:
+                file.truncate(end)
+        return {row["study"]: row for row in _parse(whole[:end].decode(), path)}
+
+    def append(self, name: str, rows: Iterable[Row]) -> None:
+        """Written at once, in one piece."""
+        with (self.folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_predictions(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Rows by study of a predictions file, or of a folder's `predictions*.jsonl`.
+
+    `vol3d predict` on several GPUs leaves one file a rank (`predictions.rank1.jsonl`); they are read together. A study
+    that stands in several (samplers fill up the last batch) counts once.
+
+    Raises:
+        ValueError: no such file, no row, or a line that is no row (its number is named).
+    """
+    path = Path(path)
+    first = path / f"{NAME}.jsonl" if path.is_dir() else path
+    files = [first] if first.is_file() else []
+    files += sorted(first.parent.glob(f"{first.stem}.rank*.jsonl"))
+    if not files:
+        raise ValueError(f"{first}: no such file; write it with `vol3d evaluate` or `vol3d predict`")
+    rows: dict[str, dict[str, Any]] = {}
+    for file in files:
+        for row in _parse(file.read_text(encoding="utf-8"), file):
+            rows.setdefault(row["study"], row)
+    if not rows:
+        raise ValueError(f"{first}: 0 rows; write it with `vol3d evaluate` or `vol3d predict`")
+    return rows
+
+
+def _parse(text: str, path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error.msg}): remove the line and run again") from None
+        if not isinstance(row, dict) or "study" not in row:
+            raise ValueError(f"{path}, line {number}: a row needs the field 'study'")
+        yield row
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Rows that can be scored, and a line for each kind that cannot."""
+
+    rows: dict[str, dict[str, Any]]
+    notes: list[str]
+
+
+def check_rows(rows: Mapping[str, Mapping[str, Any]], studies: Sequence[Study]) -> Checked:
+    """Leaves out studies without a prediction, with a missing field, or with a number that is none.
+
+    An empty text is an answer (and scores as one); a null one is read as empty.
+    """
+    fields = {name for row in rows.values() for name in row} - {"study"}
+    texts = {name for name in fields if any(isinstance(row.get(name), str) for row in rows.values())}
+    good: dict[str, dict[str, Any]] = {}
+    bad: dict[str, list[str]] = {}
+    for study in studies:
+        row = rows.get(study.study)
+        if row is None:
+            bad.setdefault("have no prediction", []).append(study.study)
+        elif missing := sorted(fields - row.keys()):
+            bad.setdefault(f"lack the field {', '.join(missing)}", []).append(study.study)
+        elif not _finite(row):
+            bad.setdefault("have a prediction with NaN or infinity", []).append(study.study)
+        else:
+            good[study.study] = dict(row) | {name: row[name] or "" for name in texts}
+    notes = [
+        f"{len(names)} of {len(studies)} studies {what} and are not scored ({', '.join(names[:3])}"
+        f"{', …' if len(names) > 3 else ''})"
+        for what, names in bad.items()
+    ]
+    return Checked(good, notes)
+
+
+def _finite(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, Mapping):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list):
+        # Long lists are vectors and run lengths: one sum tells.
+        plain = value and isinstance(value[0], (int, float))
+        return (
+            math.isfinite(math.fsum(value))
+            if plain and len(value) > 8 and _numbers(value)
+            else all(map(_finite, value))
+        )
+    return True
+
+
+def _numbers(values: list[Any]) -> bool:
+    return all(type(value) in (int, float) for value in values)
+
+
+class Looker:
+    """Shows a model volumes and keeps what it says; what is kept already is not asked again.
+
+    Args:
+        may_run: False reads only: a pass that is not complete on the shelf is then None.
+    """
+
+    def __init__(
+        self, trained: TrainedModel, shelf: Shelf, batch_size: int = 16, *, may_run: bool = True, progress: bool = False
+    ) -> None:
+        self.trained, self.shelf, self.batch_size = trained, shelf, batch_size
+        self.may_run, self.progress = may_run, progress
+        self.seconds = 0.0
+
+    def __call__(
+        self,
+        name: str,
+        tasks: Sequence[Task],
+        studies: Sequence[Study],
+        *,
+        volumes: Sequence[Study] | None = None,
+        change: Callable[[Sample], Sample] | None = None,
+        masks: bool = False,
+    ) -> dict[str, dict[str, Any]] | None:
+        """Rows of `studies` by name.
+
+        Args:
+            name: of the file, without its ending.
+            volumes: whose image is shown instead of each study's own.
+            change: what is done to each volume first. masks: load label maps too, for `change`.
+        """
+        rows = self.shelf.read(name)
+        shown = list(zip(studies, volumes or studies, strict=True))
+        missing = [(study, other) for study, other in shown if study.study not in rows]
+        if missing and not self.may_run:
+            return None
+        start = time.perf_counter()
+        for batch in self._watched(name, missing, len(studies)):
+            samples = [self._sample(study, other, change, masks) for study, other in batch]
+            predicted = self.trained.predict(samples, tasks)
+            self.shelf.append(name, predicted)
+            rows |= {row["study"]: row for row in predicted}
+        self.seconds += time.perf_counter() - start
+        return {study.study: rows[study.study] for study in studies}
+
+    def _sample(self, study: Study, other: Study, change: Callable[[Sample], Sample] | None, masks: bool) -> Sample:
+        """A prediction reads no mask, so none is loaded unless the change needs it."""
+        own = other if masks else replace(other, mask=None, finding_mask=None)
+        sample = replace(self.trained.sample(own), study=study)
+        return sample if change is None else change(sample)
+
+    def _watched(self, name: str, pairs: list[Any], total: int) -> Iterator[list[Any]]:
+        from tqdm import tqdm
+
+        done = total - len(pairs)
+        left = iter(pairs)
+        with tqdm(total=total, initial=done, desc=name, unit="study", disable=not self.progress or not pairs) as bar:
+            while batch := list(islice(left, self.batch_size)):
+                yield batch
+                bar.update(len(batch))
