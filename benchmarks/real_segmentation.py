@@ -10,6 +10,7 @@ by `vol3d segment`. At least: mean Dice 0.90, and 0.99 between orientations. Som
 
 import argparse
 import contextlib
+import io
 import json
 import sys
 import tempfile
@@ -124,7 +125,7 @@ def _judge(arguments: argparse.Namespace, out: Path) -> tuple[list[dict], dict[s
         found = {}
         for name, path in files.items():
             mask = out / "mask.nii.gz"
-            with contextlib.redirect_stdout(None):
+            with contextlib.redirect_stdout(io.StringIO()):
                 code = cli.main(["segment", str(out / "model"), str(path), organ.replace("_", " "), "-o", str(mask)])
             assert code == 0
             written = nib.load(mask)

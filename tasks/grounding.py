@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vol3d.data.batch import Batch
+from vol3d.data.study import Study
 from vol3d.model.asking import check_box, mask_boxes
 from vol3d.model.box_prompts import BoxAsk, boxes_of, draw_boxes, hulls, jitter_boxes, main_parts, masks_of, stack_boxes
 from vol3d.model.interfaces import Evidence, Features, Task, TaskOutput
@@ -97,7 +98,7 @@ class Grounding(Task):
             parts["name"] = self.name_weight * self._name_loss(seen, truth, asks, there)
         masks, known = masks_of(asks, batch)
         if known.any():
-            each = deep_mask_loss([answers.masks, *answers.coarse], masks, empty_dice=0.0)
+            each = deep_mask_loss([answers.masks, *answers.coarse], masks, empty_dice=0.1, inside_weight=0.1)
             parts["mask"] = self.mask_weight * (each * known).sum() / known.sum()
         log = {name: float(part.detach()) for name, part in parts.items()}
         return TaskOutput(sum(parts.values(), torch.zeros((), device=truth.device)), len(rows), log)
@@ -217,11 +218,14 @@ class Grounding(Task):
                 row["regions"] = [{"answer": found["answer"]} for found in answers]
         return rows
 
+    def labelled(self, study: Study) -> bool:
+        return any(box["label"] in self.names for box in study.boxes)
+
     def score(self, evidence: Evidence) -> dict[str, dict[str, Any]]:
         from vol3d.evaluation.metrics.grounding import score_grounding
 
-        studies = [study for study in evidence.studies if study.boxes]
-        if not any(name in self.names for study in studies for name in hulls(study.boxes)):
+        studies = [study for study in evidence.studies if self.labelled(study)]
+        if not studies:
             return {}
         dealt = None if evidence.blind is None else evidence.blind()
         scores = score_grounding(

@@ -110,7 +110,7 @@ class PromptSegmentation(Task):
         return counts
 
     def _loss(self, answers: Answers, truth: Tensor, counts: Tensor) -> Tensor:
-        masks = deep_mask_loss([answers.masks, *answers.coarse], truth, empty_dice=0.0)
+        masks = deep_mask_loss([answers.masks, *answers.coarse], truth, empty_dice=0.1, inside_weight=0.1)
         present = truth.flatten(2).any(-1).float()
         presence = F.binary_cross_entropy_with_logits(answers.presence, present, reduction="none")
         return ((masks + self.presence_weight * presence) * counts).sum() / counts.sum()
@@ -213,10 +213,13 @@ class PromptSegmentation(Task):
                     }
         return rows
 
+    def labelled(self, study: Study) -> bool:
+        return bool((study.mask and study.mask_labels) or (study.finding_mask and study.finding_labels))
+
     def score(self, evidence: Evidence) -> dict[str, dict[str, Any]]:
         from vol3d.evaluation.metrics.prompts import Asked, score_prompts
 
-        known = [study for study in evidence.studies if study.mask or study.finding_mask]
+        known = [study for study in evidence.studies if self.labelled(study)]
         if not known:
             return {}
         shape = evidence.sample(known[0]).hu.shape[1:]

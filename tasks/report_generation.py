@@ -88,6 +88,9 @@ class ReportGeneration(Task):
             repetition_penalty=self.repetition_penalty,
         )
 
+    def labelled(self, study: Study) -> bool:
+        return bool(self.text(study))
+
     def score(self, evidence: Evidence) -> dict[str, dict[str, Any]]:
         from vol3d.evaluation.metrics.report import score_reports
 

@@ -272,6 +272,26 @@ def test_dice_by_hand_and_empty_truths():
     assert mask_loss(nothing, target * 0).item() == pytest.approx(0, abs=1e-6)
 
 
+def test_something_small_that_is_sunk_far_below_is_still_pulled_up():
+    target = torch.zeros(1, 1, 16, 16, 16)
+    target[0, 0, 8, 8, 8] = 1
+    pulls = []
+    for weight in (0.0, 0.1):
+        logits = torch.full((1, 1, 16, 16, 16), -14.0, requires_grad=True)
+        mask_loss(logits, target, inside_weight=weight).sum().backward()
+        pulls.append(-logits.grad[0, 0, 8, 8, 8].item())
+    assert pulls[0] < 1e-3 < 0.09 < pulls[1]
+
+
+def test_an_empty_truth_may_be_left_to_the_presence_logit():
+    some = torch.full((4, 4, 4), -20.0)
+    some[0, 0, 0] = 20.0
+    full, little = (mask_loss(some, some * 0, empty_dice=weight).item() for weight in (1.0, 0.1))
+    cross_entropy = 20 / 64
+    assert full == pytest.approx(0.5 + cross_entropy, abs=1e-4)
+    assert little == pytest.approx(0.05 + cross_entropy, abs=1e-4)
+
+
 def test_dice_equals_monai():
     from monai.losses import DiceLoss
 

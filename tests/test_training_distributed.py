@@ -1,6 +1,7 @@
 """Two processes: the losses are those of one, predictions are complete, divided models learn, save and resume alike."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,14 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(folder / "model" / "model.safetensors")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_seed_of_another_test() -> Iterator[None]:
+    """Lightning seeds every rank anew from what an earlier `seed_everything` left in the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PL_GLOBAL_SEED", raising=False)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,8 @@ class Shelf:
         self.folder = Path(folder)
         if not write:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.made_by: dict[str, str] | None = dict(made_by)
+        """Written with the first row, so that a refusal leaves nothing behind."""
         card = self.folder / MADE_BY
         old = sorted(self.folder.glob("*.jsonl"))
         if old and check and not overwrite:
@@ -89,8 +90,6 @@ class Shelf:
                 )
         for path in old if overwrite else []:
             path.unlink()
-        with atomic(card) as part:
-            part.write_text(json.dumps(dict(made_by), indent=1) + "\n", encoding="utf-8")
 
     def read(self, name: str) -> dict[str, dict[str, Any]]:
         """Rows by study; a last line that was half written when the run was killed is cut off the file."""
@@ -104,8 +103,16 @@ class Shelf:
                 file.truncate(end)
         return {row["study"]: row for row in _parse(whole[:end].decode(), path)}
 
+    def sign(self) -> None:
+        """Write who made the rows, once."""
+        if self.made_by is not None:
+            with atomic(self.folder / MADE_BY) as part:
+                part.write_text(json.dumps(self.made_by, indent=1) + "\n", encoding="utf-8")
+            self.made_by = None
+
     def append(self, name: str, rows: Iterable[Row]) -> None:
         """Written at once, in one piece."""
+        self.sign()
         with (self.folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -182,6 +182,7 @@ def _predict(
         )
     if folder.resolve() != out.resolve():
         shelf = Shelf(out, made_by, overwrite=overwrite)
+        shelf.sign()
         _write(out / f"{NAME}.jsonl", "".join(json.dumps(row) + "\n" for row in rows.values()))
     else:
         shelf = Shelf(out, json.loads(card.read_text(encoding="utf-8")) if card.is_file() else made_by, check=False)

@@ -34,20 +34,28 @@ def mask_loss(
     *,
     smooth: float = 1.0,
     empty_dice: float = 1.0,
+    inside_weight: float = 0.0,
 ) -> Float[Tensor, "*masks"]:
     """Dice plus binary cross-entropy (mean over voxels) of each mask.
 
     Args:
+        inside_weight: of the mean cross-entropy of the voxels inside. Something small whose logits fell far below zero
+            while other things were learnt gets next to no gradient from Dice (p is 0) or from the mean over all voxels
+            (it is one in thousands), and stays unfound; this term brings it back.
         empty_dice: weight of the Dice of a mask whose truth is empty. At 1 a single wrong voxel costs as much as a
             missed organ; where absent things are asked for often and present ones rarely, all that is learnt is to say
-            nothing, so a head with a presence logit of its own takes 0 and leaves absence to that logit.
+            nothing, so a head with a presence logit of its own takes little and leaves absence to it.
 
     Source: M3D-LaMed (arXiv:2404.00578) and SegVol (arXiv:2311.13385), with the smoothing put right.
     """
     cross_entropy = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
     filled = target.flatten(-3).any(-1)
     dice = dice_loss(logits, target, smooth=smooth) * torch.where(filled, 1.0, empty_dice)
-    return dice + cross_entropy.flatten(-3).mean(-1)
+    each, inside = cross_entropy.flatten(-3), target.float().flatten(-3)
+    loss = dice + each.mean(-1)
+    if inside_weight:
+        loss = loss + inside_weight * (each * inside).sum(-1) / inside.sum(-1).clamp_min(1)
+    return loss
 
 
 def deep_mask_loss(
