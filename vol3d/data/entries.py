@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,9 +72,10 @@ def read_entry(path: Path, room: Room = no_room) -> dict[str, Tensor] | None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
-            shapes = file.metadata() or {}
-            return dict(_read(file, name, shapes, room) for name in file.keys())  # noqa: SIM118  # not a dict
+        with safe_open(path, framework="pt") as entry, path.open("rb", buffering=0) as file:
+            shapes = entry.metadata() or {}
+            places = _places(file)
+            return dict(_read(entry, file, name, places[name], shapes, room) for name in entry.keys())  # noqa: SIM118
     except FileNotFoundError:
         return None
     except (SafetensorError, _Damaged) as error:
@@ -81,18 +83,37 @@ def read_entry(path: Path, room: Room = no_room) -> dict[str, Tensor] | None:
         return None
 
 
-def _read(file: Any, name: str, shapes: dict[str, str], room: Room) -> tuple[str, Tensor]:
+def _places(file: FileIO) -> dict[str, int]:
+    """Where in the file each tensor begins, as its header (which safetensors has checked) says."""
+    length = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(length))
+    return {name: 8 + length + told["data_offsets"][0] for name, told in header.items() if name != "__metadata__"}
+
+
+def _read(entry: Any, file: FileIO, name: str, place: int, shapes: dict[str, str], room: Room) -> tuple[str, Tensor]:
     if name.startswith(_PACKED):
         name = name.removeprefix(_PACKED)
         shape = tuple(json.loads(shapes[name]))
-        return name, _unpack(file.get_tensor(_PACKED + name), _place(name, shape, room))
-    stored = file.get_tensor(name)  # lies in the mapped file: nothing is read before the copy
+        return name, _unpack(entry.get_tensor(_PACKED + name), _memory(name, shape, room))
+    stored = entry.get_tensor(name)  # lies in the mapped file: nothing has been read of it
     if stored.dtype != torch.int16:
         return name, stored.clone()
-    return name, _place(name, tuple(stored.shape), room).copy_(stored)
+    volume = _memory(name, tuple(stored.shape), room)
+    _fill(volume, file, place)
+    return name, volume
 
 
-def _place(name: str, shape: tuple[int, ...], room: Room) -> Tensor:
+def _fill(volume: Tensor, file: FileIO, place: int) -> None:
+    """Reads straight into `volume`; a copy out of the mapped file takes a third longer, in page faults."""
+    file.seek(place)
+    left = memoryview(volume.view(-1).numpy()).cast("B")
+    while left:
+        if not (count := file.readinto(left)):
+            raise _Damaged(f"{len(left)} bytes are missing")
+        left = left[count:]
+
+
+def _memory(name: str, shape: tuple[int, ...], room: Room) -> Tensor:
     place = room(name, shape)
     return torch.empty(shape, dtype=torch.int16) if place is None else place
 
@@ -102,11 +123,14 @@ class _Damaged(Exception):  # noqa: N818  # never leaves this file
 
 
 def _pack(volume: Tensor) -> Tensor:
-    """LZ4 after a byte shuffle: half the size, at a tenth of the time that stronger codecs take to pack."""
+    """LZ4 after a byte shuffle: half the size, at a tenth of the time that stronger codecs take to pack.
+
+    Of its levels and block sizes this one is read fastest.
+    """
     blosc2 = _blosc2()
     packed = blosc2.compress2(
-        volume.contiguous().numpy(), codec=blosc2.Codec.LZ4, filters=[blosc2.Filter.SHUFFLE], typesize=2, clevel=5,
-        nthreads=1,
+        volume.contiguous().numpy(), codec=blosc2.Codec.LZ4, filters=[blosc2.Filter.SHUFFLE], typesize=2, clevel=9,
+        splitmode=blosc2.SplitMode.NEVER_SPLIT, nthreads=1,
     )  # fmt: skip
     return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
 

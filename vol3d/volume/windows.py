@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 RULES = ("minmax", "percentile", "zscore")
 _SAMPLES = 1_000_000
+_CACHED = 1 << 17
+"""Voxels that stay in a CPU's cache from one step of a window to the next."""
 
 
 def apply_windows(
@@ -30,8 +34,17 @@ def apply_windows(
     if isinstance(window, str):
         return _by_rule(out.copy_(hu), window, out_range)
     for channel, (low, high) in enumerate(window):
-        _scaled(out.select(-4, channel).copy_(hu.select(-4, 0)), low, high, out_range)
+        for source, target in _parts(hu.select(-4, 0), out.select(-4, channel)):
+            _scaled(target.copy_(source), low, high, out_range)
     return out
+
+
+def _parts(source: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both in the same slabs along x, small enough for a CPU's cache; whole on any other device."""
+    planes = source.shape[-3]
+    if source.device.type == "cpu":
+        planes = max(1, min(planes, _CACHED * planes // max(1, source.numel())))
+    return zip(source.split(planes, -3), target.split(planes, -3), strict=True)
 
 
 def _scaled(values: Tensor, low: Tensor | float, high: Tensor | float, out_range: tuple[float, float]) -> Tensor:
