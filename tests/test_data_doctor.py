@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from vol3d.cli import main
 from vol3d.data import doctor_volume
 from vol3d.data.doctor import doctor
 from vol3d.data.manifest import Manifest, Study
@@ -142,6 +143,8 @@ ROW_TRAPS = {
     "other side": ({"report": "Small right pleural effusion."}, "side", "error", "report says 'right pleural"),
     "prior": ({"report": "Unchanged since the prior CT."}, "prior", "warning", "'Unchanged since'"),
     "icd9": ({"codes": ["511.9"]}, "codes", "error", "['511.9'] cannot be icd10cm: they look like icd9cm"),
+    "icd9 that could be icd10": ({"codes": ["V10.11"]}, "codes", "error", "2024 to 2026: they look like icd9cm"),
+    "no such code": ({"codes_absent": ["K99.9"]}, "codes", "warning", "['K99.9'] are not in ICD-10-CM of 2024"),
     "no dot": ({"codes": ["K8020"]}, "codes", "error", "take a dot"),
     "no report": (
         {"report": None, "findings": None, "impression": None},
@@ -220,6 +223,16 @@ def test_resumed_audit_reads_only_what_changed(tmp_path: Path, monkeypatch: pyte
     save(studies[2].image, body(99)[0])
     doctor(path, resume=state)
     assert read == ["carl"]
+
+
+def test_exit_code_says_whether_a_study_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    studies = dataset(tmp_path)
+    path = Manifest(studies).write(tmp_path / "manifest.jsonl")
+    assert main(["doctor", str(path), "--json"]) == 0
+    save(studies[1].image, body(1)[0].clip(-1024, 60))
+    assert main(["doctor", str(path), "--json"]) == 1, "a warning about one study"
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["findings"]
+    assert {"study", "file", "check", "severity", "message"} == set.intersection(*map(set, rows))
 
 
 def test_workers_find_the_same(tmp_path: Path) -> None:

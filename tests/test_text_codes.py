@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from vol3d.text.code_sets import missing_codes, systems_of
 from vol3d.text.codes import (
     PHECODES,
     finding_code,
@@ -83,6 +84,24 @@ def test_what_is_no_code_of_its_system_is_named():
         normalize_code("8.45", "icd9cm")
     with pytest.raises(ValueError, match="system is 'icd11': use one of icd10cm, icd9cm, phecode"):
         unknown_codes([], "icd11")
+
+
+def test_codes_that_do_not_exist_are_told_from_malformed_ones():
+    codes = ["K80.20", "k8020", "K80.2", "K80", "U07.1", "I31.3", "S52.501A", "K99.9", "V10.11", "effusion", "K99.9"]
+    assert missing_codes(codes, "icd10cm") == ["K99.9", "V10.11"]
+    assert missing_codes(["250.01", "25001", "E880.0", "V10.11", "428", "999.99", "V99.9"], "icd9cm") == [
+        "999.99",
+        "V99.9",
+    ]
+    assert missing_codes(["008.51", "8.5", "1010.2", "GI_520.11", "999.9", "GI_999"], "phecode") == ["999.9", "GI_999"]
+    assert systems_of(["V10.11", "511.9"]) == ["icd9cm"]
+    assert systems_of(["K99.9"]) == []
+
+
+def test_our_own_and_merlins_codes_exist():
+    assert not missing_codes(list(PHECODES), "icd10cm")
+    assert not missing_codes(list(PHECODES.values()), "phecode")
+    assert not missing_codes(list(read_vocabulary("merlin")), "phecode")
 
 
 def test_the_codes_above_a_code():

@@ -52,9 +52,10 @@ def _doctor(arguments: argparse.Namespace) -> Result:
 
     found = doctor(arguments.manifest, arguments.workers, resume=arguments.resume, page=arguments.page, progress=True)
     lines = [f"{row['severity']:8}{row['check']:20}{row['study'] or '(all)'}: {row['message']}" for row in found]
-    wrong = sum(row["severity"] == "error" for row in found)
-    summary = f"{wrong} errors, {sum(row['severity'] == 'warning' for row in found)} warnings"
-    return Result({"findings": found, "errors": wrong}, "\n".join([*lines, summary]), code=1 if wrong else 0)
+    errors, warnings = (sum(row["severity"] == name for row in found) for name in ("error", "warning"))
+    of_a_study = errors or any(row["severity"] == "warning" and row["study"] for row in found)
+    text = "\n".join([*lines, f"{errors} errors, {warnings} warnings"])
+    return Result({"findings": found, "errors": errors, "warnings": warnings}, text, code=1 if of_a_study else 0)
 
 
 def _prepare_arguments(verb: argparse.ArgumentParser) -> None:

@@ -28,11 +28,6 @@ _PRIOR = re.compile(
 _NO_PRIOR = re.compile(
     r"\bno (?:prior|previous|comparison)|(?:prior|comparison)s?:? (?:none|not available|is not)", re.IGNORECASE
 )
-_SHAPES = {
-    "icd10cm": re.compile(r"[A-TV-Z]\d[0-9AB](?:\.[0-9A-Z]{1,4})?"),
-    "icd9cm": re.compile(r"(?:\d{3}(?:\.\d{1,2})?|V\d{2}(?:\.\d{1,2})?|E\d{3}(?:\.\d)?)"),
-    "phecode": re.compile(r"\d{1,4}(?:\.\d{1,2})?|[A-Z]{2}_\d{3}(?:\.\d{1,3})?"),
-}
 _BLANK = re.compile(
     r"_{3,}|\*{3,}|\bX{3,}\b|\[\s*\]|\[[^\]\n]{0,40}/[^\]\n]{0,40}\]|<[a-z][a-z /_-]{2,30}>|\.{5,}", re.IGNORECASE
 )
@@ -152,35 +147,36 @@ def check_sides(manifest: Manifest, probes: dict[str, Probe]) -> Iterator[Note]:
 
 
 def check_codes(manifest: Manifest, probes: dict[str, Probe]) -> Iterator[Note]:
-    """Codes that their code system cannot have."""
+    """Codes that their code system does not have, and codes of another system."""
     for study in manifest:
-        if study.code_system is None:
-            continue
-        codes = [*study.codes, *study.codes_absent]
-        unknown = set(_unknown(codes, study.code_system))
-        bad = [code for code in codes if code in unknown or not _SHAPES[study.code_system].fullmatch(code)]
-        if bad:
-            yield Note(
-                study.study, "", "codes", "error", f"{bad[:5]} cannot be {study.code_system}{_other_system(bad)}"
-            )
+        if study.code_system is not None:
+            for severity, message in _check_codes([*study.codes, *study.codes_absent], study.code_system):
+                yield Note(study.study, "", "codes", severity, message)
 
 
-def _unknown(codes: list[str], system: str) -> list[str]:
-    """Those that the code system does not have, as far as our tables know it."""
-    try:
-        from vol3d.text.codes import unknown_codes
-    except ImportError:
-        return []
-    return unknown_codes(codes, system)
+def _check_codes(codes: list[str], system: str) -> Iterator[tuple[str, str]]:
+    from vol3d.text.code_sets import RELEASES, missing_codes
+    from vol3d.text.codes import unknown_codes
+
+    if malformed := unknown_codes(codes, system):
+        yield "error", f"{malformed[:5]} cannot be {system}{_other_system(malformed, system)}"
+    if undotted := [code for code in codes if code not in malformed and _lacks_dot(code, system)]:
+        yield "error", f"{undotted[:5]} are {system} without their dot: its codes take a dot after the category"
+    if missing := missing_codes(codes, system):
+        other = _other_system(missing, system)
+        why = other or ": a typing error, or a code that was taken back earlier"
+        yield "error" if other else "warning", f"{missing[:5]} are not in {RELEASES[system]}{why}"
 
 
-def _other_system(codes: list[str]) -> str:
-    for name, shape in _SHAPES.items():
-        if name != "phecode" and all(shape.fullmatch(code) for code in codes):
-            return f": they look like {name}"
-    if all(re.fullmatch(r"[A-TV-Z]\d[0-9AB][0-9A-Z]{1,4}", code) for code in codes):
-        return ": ICD-10-CM codes take a dot after the third character"
-    return ""
+def _lacks_dot(code: str, system: str) -> bool:
+    return system != "phecode" and "." not in code and len(code) > (4 if system == "icd9cm" and code[0] in "Ee" else 3)
+
+
+def _other_system(codes: list[str], system: str) -> str:
+    from vol3d.text.code_sets import systems_of
+
+    others = [name for name in systems_of(codes) if name not in (system, "phecode")]
+    return f": they look like {others[0]}" if others else ""
 
 
 def check_paths(manifest: Manifest, probes: dict[str, Probe]) -> Iterator[Note]:

@@ -79,7 +79,7 @@ def normalize_code(code: str, system: str) -> str:
 def unknown_codes(codes: Sequence[str], system: str) -> list[str]:
     """Those of `codes` that no code of the system is written like, each once, in their order.
 
-    Whether a well-formed code exists is not asked: that takes the code set of its year.
+    Whether a well-formed code exists is another question, see `vol3d.text.code_sets.missing_codes`.
 
     Example:
         >>> unknown_codes(["J90", "K80.20", "pneumonia", "507"], "icd10cm")
