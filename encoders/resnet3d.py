@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vol3d.encoders.recompute import Recomputing
+from vol3d.encoders.recompute import KEEP_PRODUCTS, Recomputing
 from vol3d.encoders.stems import check_folding, strided_affine
 from vol3d.model.interfaces import Features
 from vol3d.types import Affines, Volumes
@@ -29,9 +29,9 @@ class ResNet3D(Recomputing):
         stem_channels: channels the stem's kernel is made for.
         phenotypes: logits of a linear head on the pooled tokens (Merlin: 1692 phecodes, or 6 diseases in five years).
         contrastive_dim: width of a second head, the vector compared with reports (Merlin: 512).
-        checkpointing: recompute blocks in the backward pass; less memory, same result (running statistics too).
-        checkpoint_stages: how many of the four stages that covers, finest first. The stem and the first two hold four
-            fifths of the memory at Merlin's size and are half of the work; 4 takes the least memory.
+        checkpointing: compute again in the backward pass what is cheap (norms, activations, the widening product of
+            each block, the stem) and keep what is dear (the other products); less memory, same result (running
+            statistics too).
         preset: name of the Grid this encoder was trained on.
 
     Shape:
@@ -51,13 +51,12 @@ class ResNet3D(Recomputing):
         phenotypes: int | None = None,
         contrastive_dim: int | None = None,
         checkpointing: bool = False,
-        checkpoint_stages: int = 2,
         preset: str | None = None,
     ) -> None:
         super().__init__()
         check_folding(in_channels, stem_channels)
         self.in_channels, self.embed_dim, self.patch_size = in_channels, 32 * width, (32, 32, 16)
-        self.checkpointing, self.checkpoint_stages, self.preset = checkpointing, checkpoint_stages, preset
+        self.checkpointing, self.preset = checkpointing, preset
         self.conv1 = nn.Conv3d(stem_channels, width, (7, 7, 3), stride=(2, 2, 1), padding=(3, 3, 1), bias=False)
         self.bn1 = BatchNorm3d(width)
         channels = width
@@ -77,12 +76,11 @@ class ResNet3D(Recomputing):
     def forward(self, image: Volumes, affine: Affines | None = None) -> Features:
         self.check_channels(image)
         grid_size = self.grid_size(tuple(image.shape[2:]))
-        fine, current = self._counting(self._stem, [self.bn1], image, again=True)
+        fine, current = self._counting(self._stem, [self.bn1], image)
         maps = [fine]
-        for number, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
-            again = number < self.checkpoint_stages
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in stage:
-                (current,) = self._counting(block, block.norms(), current, again=again)
+                (current,) = self._counting(block, block.norms(), current, keep=KEEP_PRODUCTS)
             maps.append(current)
         tokens = current.flatten(2).transpose(1, 2)
         return Features(tokens, grid_size, self.token_affine(affine), tokens.mean(1), tuple(maps[:-1]))
@@ -98,12 +96,16 @@ class ResNet3D(Recomputing):
         return image, F.max_pool3d(image, kernel_size=3, stride=2, padding=1)
 
     def _counting(
-        self, part: Callable[..., tuple[Tensor, ...]], norms: list[BatchNorm3d], image: Tensor, *, again: bool
+        self,
+        part: Callable[..., tuple[Tensor, ...]],
+        norms: list[BatchNorm3d],
+        image: Tensor,
+        keep: Callable[..., Any] | None = None,
     ) -> tuple[Tensor, ...]:
-        """What `part` gives; when it is computed `again`, its norms count the batch once all the same."""
-        if not (again and self.checkpointing and self.training):
+        """What `part` gives; when it is computed again, its norms count the batch once all the same."""
+        if not (self.checkpointing and self.training):
             return part(image)
-        found = self.run(_counted, part, image)
+        found = self.run(_counted, part, image, keep=keep)
         given, flat = found[: len(found) - 2 * len(norms)], found[len(found) - 2 * len(norms) :]
         for norm, mean, variance in zip(norms, flat[::2], flat[1::2], strict=True):
             norm.count(mean, variance)

@@ -116,13 +116,17 @@ class ViT3D(Recomputing):
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
         angles = None if self.rotary is None else self.rotary(grid_size, self.cls_token is not None, tokens.device)
-        for block, reach in zip(self.blocks, self.reach, strict=True):
+        ends, looks = (0, len(self.blocks) - 1), []
+        for number, (block, reach) in enumerate(zip(self.blocks, self.reach, strict=True)):
+            if not self.training:
+                looks += [block.looks(tokens, angles, cls_token=self.cls_token is not None)] * ends.count(number)
             tokens = self.run(_look, block, tokens, angles, reach, grid_size[2], scans)
         tokens = self.norm(tokens)
         pooled = None
         if self.cls_token is not None:
             pooled, tokens = tokens[:, 0], tokens[:, 1:]
-        return Features(tokens, grid_size, self.token_affine(affine), pooled, scales)
+        attention = torch.stack(looks, dim=1) if looks else None
+        return Features(tokens, grid_size, self.token_affine(affine), pooled, scales, attention=attention)
 
     def token_affine(self, affine: Affines | None) -> Affines | None:
         if isinstance(self.stem, ConvStem):
@@ -205,6 +209,24 @@ class Block(nn.Module):
             query, key = RotaryPositions3D.rotate(query, angles), RotaryPositions3D.rotate(key, angles)
         mixed = F.scaled_dot_product_attention(query, key, value)
         return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
+
+    def looks(self, tokens: Tensor, angles: Tensor | None, *, cls_token: bool) -> Tensor:
+        """How much this block's CLS token looks at each other token, mean over the heads; without one, how much the
+        mean of all queries does.
+
+        One row of the attention instead of all, whatever the block's reach: (batch, tokens without CLS).
+        """
+        normed = self.norm1(tokens)
+        asking = normed[:, :1] if cls_token else normed.mean(dim=1, keepdim=True)
+        weights, biases = self.qkv.weight.chunk(3), (None,) * 3 if self.qkv.bias is None else self.qkv.bias.chunk(3)
+        query, key = (
+            rearrange(F.linear(given, weights[part], biases[part]), "b n (h d) -> b h n d", h=self.num_heads)
+            for part, given in enumerate((asking, normed))
+        )
+        if angles is not None and cls_token:
+            query, key = RotaryPositions3D.rotate(query, angles[:1]), RotaryPositions3D.rotate(key, angles)
+        shares = (query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])).softmax(dim=-1)
+        return shares.mean(dim=1)[:, 0, 1 if cls_token else 0 :]
 
 
 _M3D: dict[str, Any] = {

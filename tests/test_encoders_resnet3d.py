@@ -8,6 +8,7 @@ import merlin_peer
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vol3d
 from vol3d.encoders import convert
@@ -151,19 +152,33 @@ def test_one_channel_stands_for_three() -> None:
     torch.testing.assert_close(folded, exact, rtol=1e-12, atol=1e-13)
 
 
-def test_checkpointing_covers_as_many_stages_as_asked() -> None:
-    """The stem once more, and the blocks of those stages; each layer of the others runs once."""
-    runs: dict[int, int] = {}
-    for stages in (0, 2, 4):
-        encoder = vol3d.encoders.ResNet3D(layers=LAYERS, width=8, checkpointing=True, checkpoint_stages=stages).train()
-        calls: list[int] = []
-        for module in encoder.modules():
-            if isinstance(module, torch.nn.BatchNorm3d):
-                module.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        encoder(torch.rand(1, 1, 64, 32, 16)).tokens.sum().backward()
-        runs[stages] = len(calls)
-    norms = 1 + sum(3 * depth + 1 for depth in LAYERS)
-    assert runs == {0: norms + 1, 2: norms + 1 + 4 + 7, 4: 2 * norms}
+def test_checkpointing_computes_again_only_what_is_cheap() -> None:
+    """Each convolution and each narrowing product of a block once; the stem, and what widens a block's map, twice."""
+    runs: dict[bool, list[int]] = {}
+    for checkpointing in (False, True):
+        encoder = vol3d.encoders.ResNet3D(layers=LAYERS, width=8, checkpointing=checkpointing).train()
+        with Products() as found:
+            tokens = encoder(torch.rand(1, 1, 64, 32, 16)).tokens
+            forward = list(found.counts)
+            tokens.sum().backward()
+        # Each has two gradients in the backward pass, but for the image, which wants none.
+        runs[checkpointing] = [after - before for before, after in zip(forward, found.counts, strict=True)]
+        assert forward == [1 + sum(LAYERS), 2 * sum(LAYERS) + len(LAYERS)]
+    extra = [again - once for once, again in zip(runs[False], runs[True], strict=True)]
+    assert extra == [1, sum(LAYERS) + len(LAYERS)]
+
+
+class Products(TorchDispatchMode):
+    """Counts convolutions and matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = [0, 0]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for place, kind in enumerate((torch.ops.aten.convolution.default, torch.ops.aten.mm.default)):
+            self.counts[place] += func is kind
+        return func(*args, **(kwargs or {}))
 
 
 def test_a_norm_held_in_eval_mode_counts_nothing() -> None:

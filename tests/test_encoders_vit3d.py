@@ -14,8 +14,9 @@ def test_equals_monai_vit_with_the_same_weights() -> None:
         positions="learned", cls_token=True, qkv_bias=False,
     ).eval()  # fmt: skip
     peer = ViT(
-        1, (6, 16, 16), (2, 4, 4), 24, 48, 2, 4, proj_type="perceptron", pos_embed_type="learnable", classification=True
-    ).eval()
+        1, (6, 16, 16), (2, 4, 4), 24, 48, 2, 4, proj_type="perceptron", pos_embed_type="learnable",
+        classification=True, save_attn=True,
+    ).eval()  # fmt: skip
     state = {k: torch.randn_like(v) * 0.2 for k, v in peer.state_dict().items()}
     peer.load_state_dict(state)
     ours.load_state_dict(_from_monai(state))
@@ -25,6 +26,25 @@ def test_equals_monai_vit_with_the_same_weights() -> None:
     expected = rearrange(tokens[:, 1:], "b (z y x) c -> b (x y z) c", z=3, y=4, x=4)
     torch.testing.assert_close(features.tokens, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(features.pooled, tokens[:, 0], rtol=1e-5, atol=1e-5)
+    looks = torch.stack([block.attn.att_mat.mean(dim=1)[:, 0, 1:] for block in peer.blocks], dim=1)
+    expected = rearrange(looks, "b ends (z y x) -> b ends (x y z)", z=3, y=4, x=4)
+    torch.testing.assert_close(features.attention, expected, rtol=1e-4, atol=1e-6)
+    assert ours.train()(image).attention is None
+
+
+def test_without_a_cls_token_the_mean_query_looks() -> None:
+    encoder = vol3d.encoders.ViT3D(patch_size=(4, 4, 2), embed_dim=24, depth=3, num_heads=2, qkv_bias=True).eval()
+    seen: list[torch.Tensor] = []
+    for block in encoder.blocks:
+        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    attention = encoder(torch.randn(2, 1, 16, 8, 6)).attention
+    for place, number in ((0, 0), (1, 2)):
+        block = encoder.blocks[number]
+        query, key, _ = rearrange(
+            block.qkv(block.norm1(seen[number])), "b n (three h d) -> three b h n d", three=3, h=2
+        )  # fmt: skip
+        logits = query.mean(dim=2, keepdim=True) @ key.transpose(2, 3) / 12**0.5
+        torch.testing.assert_close(attention[:, place], logits.softmax(dim=-1).mean(dim=1)[:, 0], rtol=1e-4, atol=1e-6)
 
 
 def _before_head(peer: ViT, image: torch.Tensor) -> torch.Tensor:

@@ -59,6 +59,19 @@ def test_regions_share_the_budget_so_that_none_is_lost() -> None:
     assert (kept >= 42).sum() == 4
 
 
+def test_the_first_block_shares_the_budget_and_the_last_one_chooses() -> None:
+    """HiRED: early attention says where there is something, late attention which tokens tell it."""
+    attention = torch.full((1, 2, 64), 1e-6)
+    first, last = [0, 1, 4, 5, 16, 17, 20, 21], [42, 43, 46, 47, 58, 59, 62, 63]  # two opposite corners
+    attention[0, 0, first], attention[0, 0, last] = 0.75, 0.25
+    attention[0, 1, [1, 5, 16]], attention[0, 1, 63] = 0.1, 0.2
+    one = Features(torch.randn(1, 64, 8), GRID, pooled=torch.randn(1, 8), attention=attention)
+    assert kept_tokens(one, torch.randn(1, 64, 16), 4).tolist() == [[1, 5, 16, 63]]
+    turned = kept_tokens(one, torch.randn(1, 64, 16), 4, LinearProjector(8, 16, order="zyx"))
+    assert turned.tolist() == [sorted((i % 4) * 16 + (i // 4 % 4) * 4 + i // 16 for i in (1, 5, 16, 63))]
+    assert torch.equal(one[[0]].attention, attention)
+
+
 def test_latents_that_say_the_same_are_kept_once() -> None:
     directions = torch.eye(8)[:4]
     visual = torch.cat([directions, directions + 0.01 * torch.randn(4, 8)]).repeat(2, 1, 1)

@@ -40,17 +40,17 @@ def budget(keep: float | int, tokens: int) -> int:
 def kept_tokens(features: Features, visual: Tensor, keep: float | int, projector: object = None) -> Tensor:
     """Which visual tokens to keep, in their order.
 
-    On a grid, a token's score is the projector's own (`scores`) where it has one, else its share of the attention
-    that the encoder's pooled token (CLS) pays to the volume, else how little it resembles the mean of the visual
-    tokens; the budget is shared among 2 × 2 × 2 regions in proportion to their scores, so that no part of the body is
-    lost whole. Latents lie on no grid and no attention to them is known: of them the most unlike one another are kept.
+    On a grid, the budget is shared among 2 × 2 × 2 regions in proportion to the attention that the encoder's first
+    block pays them, so that no part of the body is lost whole; within a region those tokens are kept that the last
+    block looks at most (`Features.attention`). Where an encoder does not say, both go by the projector's own scores,
+    else by the likeness to the pooled token, else by how little a token resembles the mean of the visual tokens.
+    Latents lie on no grid and no attention to them is known: of them the most unlike one another are kept.
 
     Shape:
         visual (batch, tokens, width) → indices (batch, kept), ascending.
 
     Source: HiRED (arXiv:2408.10945), where regions are the tiles of a 2D image; for latents the max–min diversity of
-    DivPrune (arXiv:2503.02175). Differs: 3D regions; attention is that of one more dot product of the pooled token
-    with the final tokens; what is kept keeps its position.
+    DivPrune (arXiv:2503.02175). Differs: 3D regions; encoders without a CLS token; what is kept keeps its position.
     """
     count, tokens = budget(keep, visual.shape[1]), visual.shape[1]
     if count == tokens:
@@ -58,21 +58,35 @@ def kept_tokens(features: Features, visual: Tensor, keep: float | int, projector
     grid = _grid_of(features.grid_size, tokens, projector)
     if grid is None and not isinstance(projector, Scores):
         return most_diverse(visual, count)
-    if isinstance(projector, Scores):
-        scores = projector.scores(features)
-    elif features.pooled is not None:
-        scores = _to_blocks(pooled_attention(features), features.grid_size, grid)
-        scores = in_order(scores.unsqueeze(-1), grid, getattr(projector, "order", "xyz")).squeeze(-1)
-    else:
-        scores = distinctness(visual)
+    early, late = _attended(features, visual, grid, projector)
     regions = torch.zeros(tokens, dtype=torch.long) if grid is None else _regions(grid)
     if grid is not None and (order := getattr(projector, "order", "xyz")) != "xyz":
         regions = in_order(regions[None, :, None], grid, order).flatten()
-    return torch.stack([_choose(row, regions.to(row.device), count) for row in scores.float()])
+    regions = regions.to(visual.device)
+    rows = zip(early.float(), late.float(), strict=True)
+    return torch.stack([_choose(scores, _shares(mass, regions, count), regions) for mass, scores in rows])
+
+
+def _attended(features: Features, visual: Tensor, grid: Triple | None, projector: object) -> tuple[Tensor, Tensor]:
+    """What the budget is shared by, and what the tokens of a region are ranked by, each (batch, visual tokens)."""
+    if isinstance(projector, Scores):
+        scores = projector.scores(features)
+        return scores, scores
+    if features.attention is not None:
+        found = features.attention.unbind(dim=1)
+    elif features.pooled is not None:
+        found = (pooled_attention(features),) * 2
+    else:
+        return distinctness(visual), distinctness(visual)
+    early, late = (
+        in_order(_to_blocks(scores, features.grid_size, grid).unsqueeze(-1), grid, getattr(projector, "order", "xyz"))
+        for scores in found
+    )
+    return early.squeeze(-1), late.squeeze(-1)
 
 
 def pooled_attention(features: Features) -> Tensor:
-    """Attention of the pooled token over the tokens: (batch, tokens), summing to 1."""
+    """Likeness of the pooled token to the tokens, as shares: (batch, tokens), summing to 1."""
     logits = (features.tokens.float() @ features.pooled.float().unsqueeze(-1)).squeeze(-1)
     return (logits / math.sqrt(features.tokens.shape[-1])).softmax(dim=-1)
 
@@ -131,16 +145,21 @@ def _regions(grid: Triple) -> Tensor:
     return ((x * REGIONS[1] + y) * REGIONS[2] + z).flatten()
 
 
-def _choose(scores: Tensor, regions: Tensor, count: int) -> Tensor:
-    """The best `count` tokens, each region's number in proportion to its share of the scores."""
+def _shares(mass: Tensor, regions: Tensor, count: int) -> Tensor:
+    """How many of `count` tokens each region may keep: in proportion to its part of `mass`, no more than it has."""
     size = torch.bincount(regions)
-    mass = torch.zeros(len(size), device=scores.device).index_add(0, regions, scores)
-    wish = count * mass / mass.sum().clamp_min(1e-12)
+    parts = torch.zeros(len(size), device=mass.device).index_add(0, regions, mass)
+    wish = count * parts / parts.sum().clamp_min(1e-12)
     share = torch.minimum(wish.floor().long(), size)
     # What rounding and full regions leave over goes where most is still wanted.
     while (left := count - int(share.sum())) > 0:
         open_wish = torch.where(share < size, wish - share, -math.inf)
         share[open_wish.topk(min(left, int((share < size).sum()))).indices] += 1
+    return share
+
+
+def _choose(scores: Tensor, share: Tensor, regions: Tensor) -> Tensor:
+    """Each region's best tokens, as many as it may keep."""
     chosen = []
     for region, number in enumerate(share.tolist()):
         members = (regions == region).nonzero().squeeze(-1)
