@@ -24,8 +24,8 @@ class MaskedVolume(Task):
 
     The image itself is masked, so that any encoder can be trained: a hidden voxel takes a value that is learnt, one a
     window. The loss is the mean absolute error over hidden voxels that are not empty (outside the scan every voxel is
-    zero and nothing is to be learnt). The encoder sees the masked image, so this task encodes once more by itself
-    (`encodes`); train it alone in a stage of its own.
+    zero and nothing is to be learnt). The encoder sees the masked image, so this task encodes by itself (`encodes`): in
+    a stage of its own that is all that is encoded, beside other tasks it costs a second pass.
 
     Args:
         model: the shared model.

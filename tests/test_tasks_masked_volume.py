@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from labelled_world import batch, evidence, model
+from labelled_world import batch, evidence, model, sample
 from torch import nn
+from world import World, trainer
 
 import vol3d
 from vol3d.model.interfaces import Evidence
-from vol3d.tasks import MaskedVolume
+from vol3d.tasks import EHRCodes, MaskedVolume
+from vol3d.training.module import VolumeModule
+from vol3d.training.stages import Stage
 
 LM = model()
 
@@ -100,6 +105,16 @@ def test_settings_that_cannot_be_used_are_named() -> None:
         MaskedVolume(LM, ratio=1.0)
     with pytest.raises(ValueError, match=r"pool is \(3, 2, 1\), the encoder's patch \(4, 4, 2\): it must divide it"):
         MaskedVolume(LM, pool=(3, 2, 1))
+
+
+@pytest.mark.parametrize(("tasks", "passes"), [(["fill"], 1), (["fill", "codes"], 2)])
+def test_alone_it_encodes_once_a_step(tasks: list[str], passes: int, tmp_path: Path) -> None:
+    encoder, calls = model().encoder, []
+    encoder.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
+    builds = {"fill": MaskedVolume, "codes": partial(EHRCodes, codes=["507", "572"])}
+    module = VolumeModule(encoder, builds, stages={"learn": Stage(tasks=tasks)})
+    trainer(2, tmp_path).fit(module, World([sample(number) for number in range(8)]))
+    assert calls == [8] * 2 * passes
 
 
 @pytest.mark.learn

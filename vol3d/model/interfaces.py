@@ -168,13 +168,15 @@ class Task(Part, ABC):
 
     `kind` names what it predicts ("report", "vqa", "codes" …): a trained model's verbs find their task by it.
     `uses` says what the task reads besides the tokens: "visual" tokens are then projected once for all tasks of a
-    step; with "scales" the features of a frozen encoder are not kept in memory. `calibrates` asks the evaluation for
-    predictions of the validation split too.
+    step; with "scales" the features of a frozen encoder are not kept in memory. `encodes` says that it encodes an image
+    of its own: a step of such tasks alone does not encode the batch, and gives them None for its features. `calibrates`
+    asks the evaluation for predictions of the validation split too.
     """
 
     kind: str = ""
     weight: float = 1.0
     uses: frozenset[str] = frozenset()
+    encodes: bool = False
     calibrates: bool = False
 
     @abstractmethod

@@ -123,6 +123,12 @@ class VolumeModule(lightning.LightningModule):
             features.visual = self.model.project(features)
         return features
 
+    def _see(self, batch: Batch, names: Sequence[str]) -> Features | None:
+        """What these tasks read of the batch; None when each of them encodes for itself."""
+        if all(self.tasks[name].encodes for name in names):
+            return None
+        return self._project(self.features(batch), names)
+
     def training_step(self, batch: Batch, index: int) -> Tensor:
         names = self.stages[self.stage].tasks or list(self.tasks)
         one = self.mixture.proportions is not None
@@ -150,7 +156,7 @@ class VolumeModule(lightning.LightningModule):
         return rows
 
     def _losses(self, batch: Batch, names: Sequence[str], phase: str) -> Tensor | None:
-        features = self._project(self.features(batch), names)
+        features = self._see(batch, names)
         losses: dict[str, Tensor] = {}
         for name in names:
             task = self.tasks[name]
@@ -170,9 +176,9 @@ class VolumeModule(lightning.LightningModule):
             self._log_conflicts(losses, features)
         return total
 
-    def _log_conflicts(self, losses: Mapping[str, Tensor], features: Features) -> None:
+    def _log_conflicts(self, losses: Mapping[str, Tensor], features: Features | None) -> None:
         every = self.mixture.conflicts_every
-        if not every or self.global_step % every or len(losses) < 2:
+        if features is None or not every or self.global_step % every or len(losses) < 2:
             return
         shared = features.tokens if features.tokens.requires_grad else features.visual
         if shared is not None and shared.requires_grad:
