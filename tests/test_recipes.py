@@ -25,7 +25,9 @@ from volume_files import dicom_slice
 
 import vol3d
 from vol3d.cli import main
+from vol3d.training import cli
 from vol3d.training.cli import run
+from vol3d.training.consolidate import recipe_parts
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "quickstart.json"
@@ -112,6 +114,17 @@ def test_a_part_fits_its_slot(part: str, tmp_path: Path) -> None:
         given, wanted = given.get("init_args", {}), wanted.get("init_args", {})
     given, wanted = ({key: json.dumps(value) for key, value in node.items()} for node in (given, wanted))
     assert given.items() >= {key: value for key, value in wanted.items() if not value.startswith("{")}.items()
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "accelerator", "precision"),
+    [(True, "cpu", "bf16-mixed"), (False, "cpu", "32-true"), (False, "auto", "bf16-mixed")],
+)
+def test_a_cpu_without_bfloat16_trains_in_float32(
+    bfloat16: bool, accelerator: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "cpu_has_bfloat16", lambda: bfloat16)
+    assert recipe_parts(["--config", "quickstart.yaml", f"--trainer.accelerator={accelerator}"])[2] == precision
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -147,6 +147,9 @@ class _Recipe(RecipeCLI):
             parser_kwargs={"exit_on_error": False},
         )  # fmt: skip
 
+    def before_instantiate_classes(self) -> None:
+        """The plan is for the card that is asked about, not for this machine's CPU."""
+
     def instantiate_trainer(self, **kwargs: Any) -> None:
         return None
 

@@ -25,6 +25,8 @@ from vol3d.training.module import VolumeModule
 from vol3d.training.progress import StepProgress
 from vol3d.training.watch import Watch
 
+logger = logging.getLogger(__name__)
+
 EXAMPLES = {
     "fit": {"epilog": "example: vol3d fit --config quickstart.yaml --data.manifest phantoms/manifest.jsonl"},
     "validate": {"epilog": "example: vol3d validate --config runs/quickstart/recipe.yaml --ckpt_path last"},
@@ -62,6 +64,14 @@ class RecipeCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str, default="runs/recipe", help="folder of this run")
 
+    def before_instantiate_classes(self) -> None:
+        """A recipe for a CPU in bf16-mixed trains in float32 where bfloat16 is emulated: finer, and twice as fast."""
+        trainer = self._get(self.config, "trainer", default={})
+        cpu = trainer.get("accelerator") == "cpu" and trainer.get("precision") == "bf16-mixed"
+        if cpu and not cpu_has_bfloat16():
+            logger.info("this CPU has no bfloat16 arithmetic: training in 32-true, not in bf16-mixed")
+            trainer["precision"] = "32-true"
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         folder = Path(self._get(self.config_init, "run"))
         extra = [
@@ -92,6 +102,11 @@ class RecipeCLI(LightningCLI):
         steps = self._get(self.config_init, "trainer", default={}).get("max_steps", -1)
         # About twenty checkpoints a run: at most 5 % of it is lost when it is killed.
         return max(1, steps // 20) if steps and steps > 0 else None
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 numbers itself (AVX512-BF16 or AMX)."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def run(arguments: Sequence[str] | None = None) -> RecipeCLI:
