@@ -4,9 +4,10 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from world import FINDINGS, World, study, trainer
+from world import FINDINGS, World, dealt, study, trainer
 
 import vol3d
 from vol3d.data.batch import Batch, Sample, collate
@@ -56,10 +57,9 @@ def task_of(model: VolumeLM, **settings: object) -> Regions:
 
 
 @cache
-def trained(*, shuffled: bool) -> VolumeModule:
+def trained(deal: int | None = None) -> VolumeModule:
     train = [sample(number) for number in range(96)]
-    if shuffled:
-        train = [replace(train[(row + 37) % 96], study=one.study) for row, one in enumerate(train)]
+    train = train if deal is None else dealt(train, deal)
     torch.manual_seed(0)
     task = partial(task_of, embed_dim=32, queries=4)
     module = VolumeModule(encoder(), {"regions": task}, stages={"all": Stage(learning_rate=3e-3)})
@@ -83,15 +83,16 @@ def judged(module: VolumeModule) -> dict:
 
 @pytest.mark.learn
 def test_findings_are_told_of_their_organ_without_a_mask() -> None:
-    scores = judged(trained(shuffled=False))
+    scores = judged(trained())
     assert scores["macro_auroc"]["value"] > 0.95
     assert scores["calibrated_on"] == 24
     assert scores["baselines"]["blind"]["macro_auroc"] < 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.learn
 def test_shuffled_volumes_teach_nothing() -> None:
-    assert judged(trained(shuffled=True))["macro_auroc"]["value"] < 0.85
+    assert np.mean([judged(trained(deal))["macro_auroc"]["value"] for deal in range(3)]) < 0.65
 
 
 def test_tokens_of_an_organ_are_those_its_mask_touches() -> None:

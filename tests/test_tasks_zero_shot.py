@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from world import FINDINGS, World, study, trainer
+from world import FINDINGS, World, dealt, study, trainer
 
 import vol3d
 from vol3d.data.batch import Sample, collate
@@ -43,10 +43,9 @@ def labelled(number: int, split: str = "train") -> Sample:
 
 
 @cache
-def trained(*, shuffled: bool) -> VolumeModule:
+def trained(deal: int | None = None) -> VolumeModule:
     train = [labelled(number) for number in range(96)]
-    if shuffled:
-        train = [replace(train[(row + 37) % 96], study=sample.study) for row, sample in enumerate(train)]
+    train = train if deal is None else dealt(train, deal)
     torch.manual_seed(0)
     encoder = vol3d.encoders.create("vit3d-tiny", embed_dim=32, depth=1, num_heads=2, patch_size=(4, 4, 2))
     settings = {"text_encoder": SMALL, "embed_dim": 32, "queries": 4, "equal": "findings"}
@@ -70,7 +69,7 @@ def evidence(module: VolumeModule) -> Evidence:
 
 @pytest.mark.learn
 def test_findings_are_told_from_words_alone() -> None:
-    module = trained(shuffled=False)
+    module = trained()
     scores = module.tasks["zero_shot"].score(evidence(module))
     assert scores["zero_shot"]["macro_auroc"]["value"] > 0.95
     assert scores["zero_shot"]["macro_f1"]["value"] > 0.8
@@ -79,10 +78,12 @@ def test_findings_are_told_from_words_alone() -> None:
     assert scores["retrieval"]["recall@1"]["value"] > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.learn
 def test_shuffled_volumes_teach_nothing() -> None:
-    module = trained(shuffled=True)
-    assert module.tasks["zero_shot"].score(evidence(module))["zero_shot"]["macro_auroc"]["value"] < 0.85
+    runs = [trained(deal) for deal in range(3)]
+    scores = [run.tasks["zero_shot"].score(evidence(run))["zero_shot"] for run in runs]
+    assert np.mean([score["macro_auroc"]["value"] for score in scores]) < 0.65
 
 
 # --- calibration --------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,15 @@ def study(number: int, split: str = "train", *, report: bool = True, mask: bool 
         torch.eye(4, dtype=torch.float64),
         finding_mask=torch.from_numpy(labels) if mask else None,
     )
+
+
+def dealt(samples: list[Sample], deal: int) -> list[Sample]:
+    """The same studies, each with the volume of another, dealt by chance.
+
+    One deal may agree with the truth a little by chance, and a ranking makes much of little: judge several.
+    """
+    order = np.random.default_rng(deal).permutation(len(samples))
+    return [replace(samples[other], study=sample.study) for other, sample in zip(order, samples, strict=True)]
 
 
 class World(lightning.LightningDataModule):
