@@ -169,6 +169,16 @@ def test_splits_and_limit(manifest: Path) -> None:
     assert names(data.test_dataloader()) == names(data.predict_dataloader()) == ["s10", "s11"]
 
 
+def test_the_report_of_an_earlier_exam_is_looked_up(tmp_path: Path) -> None:
+    first, *others = make_manifest(tmp_path, 3)
+    old = replace(first, patient="p", split=None, report="Small cyst.")
+    new = replace(others[0], patient="p", split="train", prior=old.study)
+    path = Manifest([old, new, others[1]]).write(tmp_path / "manifest.jsonl")
+    (study,) = VolumeData(path, GRID).dataset("train").manifest
+    assert study.meta["prior_report"] == "Small cyst."
+    assert "prior_report" not in Manifest.read(path)[new.study].meta, "the manifest itself stays as it is"
+
+
 def test_prediction_without_splits_takes_all(tmp_path: Path) -> None:
     data = VolumeData(make_manifest(tmp_path, 3), GRID)
     assert names(data.predict_dataloader()) == ["s0", "s1", "s2"]

@@ -19,6 +19,7 @@ from vol3d.data.batch import Batch, Sample, collate
 from vol3d.data.cache import MASKS, VolumeCache, sample
 from vol3d.data.entries import Compression, Room, no_room
 from vol3d.data.manifest import Manifest
+from vol3d.data.priors import with_prior_reports
 from vol3d.data.slots import Slots
 from vol3d.volume.grid import Grid
 
@@ -223,7 +224,8 @@ class VolumeData(LightningDataModule):
     def _read(self, name: str | None) -> Manifest:
         if name not in self._manifests:
             source = self.source if name is None else self.other_sources[name]
-            self._manifests[name] = source if isinstance(source, Manifest) else Manifest.read(source)
+            manifest = source if isinstance(source, Manifest) else Manifest.read(source)
+            self._manifests[name] = with_prior_reports(manifest)
         return self._manifests[name]
 
     def setup(self, stage: str | None = None) -> None:

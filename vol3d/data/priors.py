@@ -11,10 +11,13 @@ def with_prior_reports(manifest: Manifest) -> Manifest:
     """The manifest with `meta.prior_report` in every study whose prior stands in it and has a report.
 
     A row that already gives `meta.prior_report` keeps it. The tasks read it where they are built with `prior=True`.
+    `VolumeData` and `evaluate` do this to every manifest they are given.
 
     Args:
         manifest: the whole one: a prior may stand in no split.
     """
+    if not any(study.prior for study in manifest):
+        return manifest
     studies = []
     for study in manifest:
         earlier = manifest[study.prior] if study.prior is not None and study.prior in manifest else None

@@ -69,6 +69,7 @@ def evaluate(
         ValueError: the split is empty, model and manifest have no task in common, or `out` holds other predictions.
     """
     from vol3d.data.manifest import Manifest
+    from vol3d.data.priors import with_prior_reports
     from vol3d.evaluation.abstention import abstention
     from vol3d.evaluation.curves import curves_of
     from vol3d.evaluation.groups import score_groups
@@ -78,7 +79,7 @@ def evaluate(
 
     start = time.perf_counter()
     trained = model if isinstance(model, TrainedModel) else load(model)
-    whole = manifest if isinstance(manifest, Manifest) else Manifest.read(manifest)
+    whole = with_prior_reports(manifest if isinstance(manifest, Manifest) else Manifest.read(manifest))
     studies = _choose(whole, split)
     scored = [study for study in studies if "twin_of" not in study.meta]
     judged = _judged(trained, scored)
