@@ -161,7 +161,7 @@ def from_m3d(path: str | Path, out: str | Path) -> Manifest:
                 study,
                 {
                     "study": study,
-                    "image": str(_npy_to_nifti(path.parent / item["image"], out / f"{study}.nii.gz")),
+                    "image": str(npy_to_nifti(path.parent / item["image"], out / f"{study}.nii.gz")),
                     "patient": "_".join(Path(item["image"]).parts[-3:-1]) or study,
                     "split": "test" if name.startswith(("test", "hard")) else _SPLITS.get(name),
                     "report": (path.parent / item["text"]).read_text(encoding="utf-8").strip(),
@@ -171,19 +171,26 @@ def from_m3d(path: str | Path, out: str | Path) -> Manifest:
     return _manifest(path.name, rows.values(), out)
 
 
-def _npy_to_nifti(source: Path, target: Path) -> Path:
-    """(1, slice, row, column), rows from anterior, columns from the patient's right → (x, y, z) RAS."""
+def npy_to_nifti(source: Path, target: Path) -> Path:
+    """One of M3D's volumes, (1, slice, row, column), as `array_to_nifti` writes it; one that is there stays."""
+    if target.exists():
+        return target
+    array = np.load(source, allow_pickle=False, mmap_mode="r")
+    if array.ndim != 4 or array.shape[0] != 1:
+        raise ValueError(f"{source.name} is {array.shape}, M3D's volumes are (1, slices, rows, columns)")
+    return array_to_nifti(np.asarray(array[0], np.float32), target)
+
+
+def array_to_nifti(array: np.ndarray, target: Path) -> Path:
+    """(slice, row, column), rows from anterior, columns from the patient's right → NIfTI of 1 mm voxels in RAS."""
     import nibabel as nib
 
     from vol3d.volume.atomic import atomic
 
-    if not target.exists():
-        array = np.load(source, allow_pickle=False, mmap_mode="r")
-        if array.ndim != 4 or array.shape[0] != 1:
-            raise ValueError(f"{source.name} is {array.shape}, M3D's volumes are (1, slices, rows, columns)")
-        volume = np.asarray(array[0], np.float32).transpose(2, 1, 0)  # (column, row, slice), as NIfTI's LPS
-        with atomic(target) as part:
-            nib.save(nib.Nifti1Image(volume, np.diag([-1.0, -1.0, 1.0, 1.0])), part)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    volume = array.transpose(2, 1, 0)  # (column, row, slice), as NIfTI's LPS
+    with atomic(target) as part:
+        nib.save(nib.Nifti1Image(volume, np.diag([-1.0, -1.0, 1.0, 1.0])), part)
     return target
 
 
@@ -203,7 +210,7 @@ def from_totalsegmentator(folder: str | Path, out: str | Path) -> Manifest:
     rows = []
     for study in studies:
         about = meta.get(study.name, {})
-        mask = _merge_masks(study / "segmentations", numbers, out / f"{study.name}.nii.gz")
+        mask = merge_masks(study / "segmentations", numbers, out / f"{study.name}.nii.gz")
         rows.append(
             {
                 "study": study.name,
@@ -217,7 +224,8 @@ def from_totalsegmentator(folder: str | Path, out: str | Path) -> Manifest:
     return _manifest("TotalSegmentator", rows, folder)
 
 
-def _merge_masks(folder: Path, numbers: Mapping[str, int], target: Path) -> Path | None:
+def merge_masks(folder: Path, numbers: Mapping[str, int], target: Path) -> Path | None:
+    """TotalSegmentator's output folder, one mask a structure, as one label map; None for an empty folder."""
     import nibabel as nib
 
     from vol3d.volume.atomic import atomic
