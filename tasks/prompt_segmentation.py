@@ -21,7 +21,7 @@ from vol3d.model.mask_decoder import Answers, PromptDecoder, Prompts, Seen
 from vol3d.model.text_prompt import LanguagePrompt, PhraseEncoder, is_finding, wordings
 from vol3d.model.volume_lm import VolumeLM
 from vol3d.training.losses import deep_mask_loss
-from vol3d.volume.runs import decode_runs, encode_runs
+from vol3d.volume.runs import decode_levels, decode_runs, encode_levels, encode_runs
 
 CHUNK = 8
 """Prompts decoded at once at inference: full-resolution logits of a hundred would not fit."""
@@ -203,6 +203,7 @@ class PromptSegmentation(Task):
             found = self.answers(model, features, seen, [row[start : start + CHUNK] for row in phrases])
             present = found.presence.float().sigmoid()
             masks = ((found.masks > 0) & (present >= 0.5)[..., None, None, None]).cpu().numpy()
+            soft = torch.minimum(found.masks.float().sigmoid(), present[..., None, None, None]).cpu().numpy()
             for row, names in enumerate(wanted):
                 for place, name in enumerate(names[start : start + CHUNK]):
                     rows[row]["segmentation"][name] = {
@@ -210,6 +211,7 @@ class PromptSegmentation(Task):
                         "present": round(float(present[row, place]), 4),
                         "volume_ml": round(int(masks[row, place].sum()) * float(voxel_ml[row]), 2),
                         "runs": encode_runs(masks[row, place]),
+                        "soft": encode_levels(soft[row, place]),
                     }
         return rows
 
@@ -228,6 +230,10 @@ class PromptSegmentation(Task):
             row = evidence.predictions[study]["segmentation"].get(name)
             return None if row is None else decode_runs(row["runs"], tuple(shape))
 
+        def soft(study: str, name: str) -> ndarray | None:
+            row = evidence.predictions[study]["segmentation"].get(name) or {}
+            return decode_levels(row["soft"], tuple(shape)) if "soft" in row else None
+
         asked = (
             Asked(study.study, ask.name, ask.finding, truth, spacing)
             for study in known
@@ -239,6 +245,7 @@ class PromptSegmentation(Task):
                 predicted,
                 [study.study for study in known],
                 [study.patient for study in known],
+                probabilities=soft,
                 replicates=evidence.replicates,
                 seed=evidence.seed,
             )

@@ -19,6 +19,9 @@ from vol3d.text.parser import parse_findings
 from vol3d.text.sections import MERLIN_ORGANS, split_organs
 from vol3d.training.contrastive import any_rank, in_chunks, infonce, siglip
 
+OTHER_POOLS = (32, 64, 128, 500, 1000, 2000)
+"""Merlin's and M3D-Bench's pools, scored beside those of 100."""
+
 
 class Retrieval(Task):
     """Volume ↔ text by contrast: each volume's vector is nearest to its own text's among all of the batch.
@@ -187,13 +190,14 @@ class Retrieval(Task):
         options = {
             "reports": words,
             "distinct": [says(text, self.equal) for text in words],
+            "other_pools": OTHER_POOLS,
             "replicates": evidence.replicates,
             "seed": evidence.seed,
         }
         scores = score_retrieval(volumes, texts, patients, **options)
         if len(set(patients)) > 1:
             dealt = np.array(blind(list(volumes), patients, evidence.seed))
-            blindly = score_retrieval(dealt, texts, patients, **{**options, "replicates": 2})
+            blindly = score_retrieval(dealt, texts, patients, **{**options, "replicates": 2, "other_pools": ()})
             scores["baselines"]["blind"] = {
                 name: value["value"] for name, value in blindly.items() if name.startswith(("recall", "mrr"))
             }

@@ -7,23 +7,31 @@ import pytest
 
 from vol3d.data.manifest import Manifest
 from vol3d.data.study import Study
-from vol3d.evaluation.compare import by_subgroup, compare, compare_reports, holm, selective_accuracy
+from vol3d.evaluation.abstention import selective_accuracy
+from vol3d.evaluation.compare import compare, holm
+from vol3d.evaluation.compare_words import compare_texts
+from vol3d.evaluation.groups import by_subgroup
+from vol3d.evaluation.sides import Sides
 
 ILL = "FINDINGS:\nThere is moderate ascites.\n\nIMPRESSION:\nAscites."
 WELL = "FINDINGS:\nNo ascites.\n\nIMPRESSION:\nNormal examination."
 TRUTHS = [ILL, WELL] * 20
-PATIENTS = list(range(40))
 
 
 def test_the_better_model_wins():
+    studies = [
+        Study(study=f"s{i}", image=Path("x.nii.gz"), patient=f"p{i}", report=text) for i, text in enumerate(TRUTHS)
+    ]
     poor = [WELL if i % 4 == 0 else text for i, text in enumerate(TRUTHS)]  # misses half of the ascites
-    got = compare_reports(TRUTHS, TRUTHS, poor, PATIENTS, replicates=300)
+    rows = [{f"s{i}": {"report": text} for i, text in enumerate(texts)} for texts in (TRUTHS, poor)]
+    got = compare_texts("report")(Sides(studies, *rows, replicates=300))
     assert got["finding_f1"]["value"] == pytest.approx(1 - 2 / 3)
+    assert (got["finding_f1"]["first"], got["finding_f1"]["second"]) == (1, pytest.approx(2 / 3))
     assert got["finding_f1"]["low"] > 0
     assert got["finding_f1"]["p"] < 0.05
-    assert got["finding_f1"]["p_holm"] >= got["finding_f1"]["p"]
-    assert (got["wins"], got["losses"], got["ties"]) == (10, 0, 30)
-    back = compare_reports(TRUTHS, poor, TRUTHS, PATIENTS, replicates=300)
+    assert got["bleu_1"]["low"] > 0
+    assert (got["wins"], got["losses"], got["ties"], got["counted"]) == (10, 0, 30, "studies")
+    back = compare_texts("report")(Sides(studies, *rows[::-1], replicates=300))
     assert back["finding_f1"]["value"] == -got["finding_f1"]["value"]
     assert back["losses"] == 10
 

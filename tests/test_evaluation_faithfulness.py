@@ -5,14 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from vol3d.evaluation.faithfulness import (
-    TwinPair,
-    image_dependence,
-    prior_mentions,
-    swap_side,
-    twin_consistency,
-    twin_pairs,
-)
+from vol3d.evaluation.faithfulness import TwinPair, prior_mentions, twin_consistency, twin_pairs
 
 LEFT, RIGHT = "left pleural effusion", "right pleural effusion"
 
@@ -83,38 +76,20 @@ def test_pairs_of_a_manifest():
         twin_pairs(rows, {"s": {LEFT}})
 
 
-def truths_of(count):
+def told(change, number, before, after):
+    return pair(change, LEFT, before, after, number)
+
+
+def test_twins_tell_a_model_that_looks_from_one_that_draws():
     rng = np.random.default_rng(0)
-    names = [LEFT, RIGHT, "ascites", "gallstones", "cardiomegaly", "splenomegaly"]
-    return [{name for name in names if rng.random() < 0.3} for _ in range(count)]
-
-
-def test_a_model_that_looks_and_one_that_does_not():
-    truths, patients = truths_of(200), list(range(200))
-    sees = image_dependence(
-        truths,
-        truths,
-        patients,
-        blank=[set()] * 200,
-        mirrored=[{swap_side(key) for key in keys} for keys in truths],
-        replicates=100,
-    )
-    assert sees["image_dependence"]["value"] == pytest.approx(1)
-    assert sees["invented_on_blank"]["value"] == 0
-    assert sees["sides_turned"]["value"] == 1
-    constant = [{LEFT, "ascites"}] * 200
-    ignores = image_dependence(truths, constant, patients, blank=constant, mirrored=constant, replicates=100)
-    assert ignores["image_dependence"]["value"] == pytest.approx(0, abs=1e-9)
-    assert ignores["invented_on_blank"]["value"] == 1
-    assert ignores["sides_turned"]["value"] == 0
-    random = image_dependence(truths, truths[1:] + truths[:1], patients, replicates=100)["image_dependence"]
-    assert random["low"] < 0.1
-
-
-def test_one_patient_has_no_dependence():
-    got = image_dependence([{LEFT}, set()], [{LEFT}, set()], ["a", "a"])["image_dependence"]
-    assert got["value"] is None
-    assert "patient 'a' has 2 of 2 studies" in got["note"]
+    sees = [told("remove", i, {LEFT}, set()) for i in range(40)]
+    draws = [told("remove", i, *({LEFT} if rng.random() < 0.5 else set() for _ in range(2))) for i in range(40)]
+    same = [told("remove", i, {LEFT}, {LEFT}) for i in range(40)]
+    got = [twin_consistency(pairs, replicates=100) for pairs in (sees, draws, same, sees[:3])]
+    assert [block["caught"] for block in got] == [[], ["changed"], ["changed"], ["changed"]]
+    assert got[0]["changed"]["control"] == 0
+    assert got[1]["changed"]["value"] > 0.1  # follows the change now and then, by chance alone
+    assert got[1]["changed"]["over_control"]["low"] < 0
 
 
 def test_mentions_of_an_exam_that_does_not_exist():

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from vol3d.evaluation.intervals import clustered_bootstrap, draw_weights, paired_bootstrap, share
+from vol3d.evaluation.metrics.findings import Counts
 
 
 def mean_of(values):
@@ -76,6 +77,29 @@ def test_coverage_is_nominal(patients, draw, truth):
     assert 0.93 <= coverage(patients, 2000, draw, truth) <= 0.97
 
 
+@pytest.mark.slow
+def test_coverage_of_a_macro_f1_over_clustered_patients():
+    """The page's first score, of 60 patients with 1 to 4 exams who differ in how well they are read."""
+    rng = np.random.default_rng(8)
+
+    def studies(patients):
+        exams = rng.integers(1, 5, patients)
+        who = np.repeat(np.arange(patients), exams)
+        true = rng.random((len(who), 4)) < 0.3
+        skill = rng.beta(6, 2, patients)[who][:, None]
+        said = np.where(rng.random(true.shape) < skill, true, rng.random(true.shape) < 0.3)
+        return Counts(list("abcd"), true.astype(float), said.astype(float)), who.tolist()
+
+    whole, _ = studies(200_000)
+    truth = whole.statistic(np.ones((1, len(whole.true))))[0, 0]
+    hits = 0
+    for trial in range(600):
+        counts, who = studies(60)
+        got = clustered_bootstrap(counts.statistic, who, replicates=400, seed=trial)[0]
+        hits += got["low"] <= truth <= got["high"]
+    assert 0.93 <= hits / 600 <= 0.97
+
+
 def test_paired_test_finds_a_small_steady_difference_the_single_intervals_hide():
     rng = np.random.default_rng(5)
     hard = rng.normal(0, 5, 200)
@@ -86,6 +110,13 @@ def test_paired_test_finds_a_small_steady_difference_the_single_intervals_hide()
     assert got["p"] < 0.01
     one, two = (clustered_bootstrap(mean_of(v), range(200))[0] for v in (first, second))
     assert one["low"] < two["high"]
+
+
+def test_a_large_difference_has_a_p_that_a_correction_for_many_scores_leaves_small():
+    gap = np.random.default_rng(9).normal(1, 1, 100)
+    got = paired_bootstrap(mean_of(gap), mean_of(np.zeros(100)), range(100), replicates=200)[0]
+    assert got["p"] == pytest.approx(stats.ttest_1samp(gap, 0).pvalue, rel=10)
+    assert got["p"] < 1e-10
 
 
 def test_paired_test_of_a_model_with_itself_finds_nothing():
@@ -113,6 +144,14 @@ def test_share_of_one_hundred_percent_is_not_certain():
     assert got["low"] == pytest.approx(stats.binomtest(20, 20).proportion_ci().low)
     assert "20 patients agree" in got["note"]
     assert share([0] * 20, [1] * 20, range(20))["high"] == pytest.approx(stats.binomtest(0, 20).proportion_ci().high)
+
+
+def test_a_perfect_score_is_not_certain_either():
+    scores = clustered_bootstrap(lambda weights: np.ones((len(weights), 2)), range(20), trials=[20, 3])
+    assert [score["low"] for score in scores] == [
+        pytest.approx(stats.binomtest(n, n).proportion_ci().low) for n in (20, 3)
+    ]
+    assert clustered_bootstrap(lambda weights: np.full(len(weights), 0.5), range(20), trials=20)[0]["low"] == 0.5
 
 
 def test_one_patient_has_a_value_and_no_interval():

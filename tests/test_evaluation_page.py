@@ -173,12 +173,19 @@ def test_choice_of_cases():
 
 def test_probes_and_calibration_are_shown():
     noise = {"f1_change": score(-0.1, -0.2, 0.05), "same_findings": score(0.8)}
-    probes = {"blank": score(0.98, 0.95, 1.0), "noise": noise}
+    over = {"value": 0.9, "low": 0.8, "high": 1.0, "p": 0.001}
+    blank = score(0.98, 0.95, 1.0, control=0.08, over_control=over)
+    told = {"blank": "once the volume is empty", "changed": "BEAF", "same_findings": "exactly the same"}
+    probes = {"blank": blank, "noise": noise, "caught": [], "not_judged": {"mirror": "no sides"}, "definitions": told}
     codes = {"ece": score(0.05), "reliability": [{"probability": 0.2, "frequency": 0.3, "labels": 9}]}
     html = render_page({"tasks": {"codes": codes}, "faithfulness": {"probes": probes, "twins": {"pairs": 0}}})
     shown = ("Silent on an empty volume", "Change of F1 (noise)", "Same findings (noise)", "-0.10", 'cy="70.0"')
     assert [text for text in shown if text not in html] == []
     assert "once the volume is empty" in html
+    assert "over control +0.90 (+0.80 to +1.00), p 0.001" in html
+    assert "exactly the same" in html
+    assert "above the control in all 1 that could be judged" in html
+    assert "Not judged: sides turn with the mirror (no sides)" in html
     assert "BEAF" not in html  # no twins were scored
     assert reliability_chart([]) is None
 

@@ -117,3 +117,30 @@ def test_box_scores():
     assert got["m3d_hull_iou"]["value"] == pytest.approx((1 + 0.4 - 1) / 3, abs=1e-6)
     assert got["found@0.5"]["value"] == pytest.approx(1 / 3)
     assert got["found@0.25"]["value"] == got["readable"]["value"] == pytest.approx(2 / 3)
+
+
+def test_soft_dice_of_kept_probabilities_is_m3d_benchs():
+    from vol3d.evaluation.metrics.prompts import Asked, score_prompts
+    from vol3d.volume.runs import decode_levels, encode_levels
+
+    rng = np.random.default_rng(3)
+    truth = rng.random((6, 5, 4)) < 0.3
+    p = np.clip(truth * 0.7 + rng.random(truth.shape) * 0.3, 0, 1).astype(np.float32)
+    p[0] = 0
+    kept = encode_levels(p)
+    assert kept["low"][0] == 1
+    assert decode_levels(kept, p.shape) == pytest.approx(p, abs=1 / 30 + 1e-6)
+    assert (decode_levels(encode_levels(np.zeros_like(p)), p.shape) == 0).all()
+    with pytest.raises(
+        ValueError, match=r"probabilities of \(5, 5, 4\) voxels from \(1, 0, 0\) do not fit in \(5, 5, 4\)"
+    ):
+        decode_levels(kept, (5, 5, 4))
+    asked = [Asked(name, "liver", False, truth, (1.0, 1.0, 1.0)) for name in ("a", "b")]
+    given = {"studies": ["a", "b"], "patients": ["a", "b"], "replicates": 20}
+    soft = score_prompts(asked, lambda *_: p > 0.5, **given, probabilities=lambda *_: decode_levels(kept, p.shape))
+    by_hand = 2 * (p * truth).sum() / (p.sum() + truth.sum() + 1)
+    assert soft["m3d_soft_dice"]["value"] == pytest.approx(by_hand, abs=0.01)
+    assert soft["organ_m3d_soft_dice"] == soft["m3d_soft_dice"]
+    assert soft["dice"]["value"] != pytest.approx(by_hand, abs=0.05)
+    without = score_prompts(asked, lambda *_: p > 0.5, **given)
+    assert without["m3d_soft_dice"]["note"] == "no probabilities were kept with the masks"

@@ -60,7 +60,8 @@ def demo(
     """
     from vol3d import phantom
     from vol3d.data.manifest import Manifest
-    from vol3d.evaluation.run import evaluate, summary
+    from vol3d.evaluation.run import evaluate
+    from vol3d.evaluation.summary import summary
 
     _use_half_the_cores()
     out = Path(out)

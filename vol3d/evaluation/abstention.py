@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from vol3d.evaluation.compare import selective_accuracy
 from vol3d.evaluation.intervals import share
 from vol3d.model.interfaces import Evidence, Task
 
@@ -31,6 +30,14 @@ def abstention(tasks: Sequence[Task], evidence: Evidence) -> dict[str, Any]:
             confidence, right, patients = zip(*rows, strict=True)
             result[{"vqa": "vqa_closed"}.get(task.kind, task.kind)] = _curve(confidence, right, patients, evidence)
     return result
+
+
+def selective_accuracy(confidence: Sequence[float], right: Sequence[float], points: int = 20) -> list[dict[str, float]]:
+    """Accuracy among the most confident share of answers, for a curve of coverage against accuracy."""
+    order = np.argsort(-np.asarray(confidence, dtype=np.float64), kind="stable")
+    hits = np.cumsum(np.asarray(right, dtype=np.float64)[order])
+    counts = sorted({math.ceil(len(order) * part / points) for part in range(1, points + 1)} - {0})
+    return [{"coverage": count / len(order), "accuracy": float(hits[count - 1] / count)} for count in counts]
 
 
 def _curve(

@@ -17,7 +17,7 @@ from vol3d.evaluation.metrics.findings import study_f1
 
 _PLANES = ("Axial", "Coronal", "Sagittal")
 _EDGES = (("R", "L"), ("R", "L"), ("A", "P"))
-_OVERLAY = (255, 176, 32)
+_TRUE, _PREDICTED = (255, 176, 32), (64, 190, 255)
 _HEADER = re.compile(r"^\s*(?:[A-Z][A-Z ]+|[A-Z][A-Za-z ,/&-]{2,40}):\s*")
 _SENTENCE = re.compile(r"\s*\S.*?(?:[.!?](?=\s|$)|$)\s*")
 
@@ -30,7 +30,9 @@ class Case:
         slices: axial, coronal and sagittal uint8 pictures, (rows, columns), as `vol3d.evaluation.slices` makes them.
         truth, generated: the two reports.
         truth_keys, predicted_keys: their finding keys.
-        overlays: three boolean pictures of the same sizes, drawn as an outline.
+        overlays: three boolean pictures of the same sizes, the truth's mask, drawn as an orange outline.
+        predicted_overlays: the same of the model's mask, drawn in blue.
+        outlined: what the outlines are of ("spleen, Dice 0.91").
         note: why this case is shown ("best", "median", "worst", "twin of …").
         window: which HU window the pictures have.
         meta: what else to say of the study ({"age": 61}).
@@ -43,29 +45,38 @@ class Case:
     truth_keys: set[str]
     predicted_keys: set[str]
     overlays: Sequence[ndarray] | None = None
+    predicted_overlays: Sequence[ndarray] | None = None
+    outlined: str = ""
     note: str = ""
     window: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 def choose_cases(
-    truths: Sequence[AbstractSet[str]], predicted: Sequence[AbstractSet[str]], count: int = 8, seed: int = 0
+    truths: Sequence[AbstractSet[str]],
+    predicted: Sequence[AbstractSet[str]],
+    count: int = 8,
+    seed: int = 0,
+    *,
+    scores: Sequence[float] | None = None,
 ) -> list[tuple[int, str]]:
     """Which studies to show: the worst, the median, the best by their F1, and some at random, a quarter each.
 
     Studies with more findings come first where F1 is the same, since they show more. No study comes twice.
+
+    Args:
+        scores: rank by these instead of by F1.
 
     Returns:
         (index, "worst" / "median" / "best" / "random"), in this order.
     """
     rng = np.random.default_rng(seed)
     chance = rng.permutation(len(truths))
-    order = sorted(
-        range(len(truths)), key=lambda i: (study_f1(truths[i], predicted[i]), -len(truths[i] | predicted[i]), chance[i])
-    )
-    best = sorted(order, key=lambda i: (-study_f1(truths[i], predicted[i]), -len(truths[i]), chance[i]))
-    median = study_f1(*(keys[order[len(order) // 2]] for keys in (truths, predicted))) if order else 0.0
-    near = sorted(best, key=lambda i: abs(study_f1(truths[i], predicted[i]) - median))
+    marks = list(scores) if scores is not None else [study_f1(*pair) for pair in zip(truths, predicted, strict=True)]
+    order = sorted(range(len(truths)), key=lambda i: (marks[i], -len(truths[i] | predicted[i]), chance[i]))
+    best = sorted(order, key=lambda i: (-marks[i], -len(truths[i]), chance[i]))
+    median = marks[order[len(order) // 2]] if order else 0.0
+    near = sorted(best, key=lambda i: abs(marks[i] - median))
     chosen: dict[int, str] = {}
     each = -(-count // 4)
     for note, ranked in (("worst", order), ("median", near), ("best", best), ("random", list(np.argsort(chance)))):
@@ -93,7 +104,8 @@ def case_view(case: Case) -> dict[str, Any]:
         "window": case.window,
         "meta": ", ".join(f"{name} {value}" for name, value in case.meta.items()),
         "pictures": _pictures(case),
-        "outlined": case.overlays is not None,
+        "outlined": case.outlined,
+        "kinds": [case.overlays is not None, case.predicted_overlays is not None],
         "truth": mark(case.truth, truth, output, "missed"),
         "generated": mark(case.generated, output, truth, "invented"),
         "agreeing": sorted(truth & output),
@@ -132,28 +144,33 @@ def mark(
 
 
 def _pictures(case: Case) -> list[dict[str, Any]]:
-    overlays = case.overlays or (None, None, None)
+    none = (None, None, None)
+    pairs = zip(case.overlays or none, case.predicted_overlays or none, strict=True)
     return [
         {
             "name": name,
-            "source": _data_uri(plane, overlay),
+            "source": _data_uri(plane, true, said),
             "width": plane.shape[1],
             "height": plane.shape[0],
             "grow": round(plane.shape[1] / plane.shape[0], 4),
             "edges": edges,
         }
-        for name, plane, overlay, edges in zip(_PLANES, case.slices, overlays, _EDGES, strict=True)
+        for name, plane, (true, said), edges in zip(_PLANES, case.slices, pairs, _EDGES, strict=True)
     ]
 
 
-def _data_uri(plane: ndarray, overlay: ndarray | None) -> str:
+def _data_uri(plane: ndarray, true: ndarray | None, said: ndarray | None) -> str:
+    """The truth's outline lies around its mask, the model's inside its own, so that neither hides the other."""
     from PIL import Image
+    from scipy.ndimage import binary_dilation, binary_erosion
 
-    if overlay is not None and overlay.any():
-        from scipy.ndimage import binary_dilation
-
-        plane = np.repeat(plane[..., None], 3, axis=2)
-        plane[binary_dilation(overlay) & ~overlay] = _OVERLAY
+    plane = np.repeat(plane[..., None], 3, axis=2)
+    if true is not None:
+        plane[binary_dilation(true) & ~true] = _TRUE
+    if said is not None:
+        plane[said & ~binary_erosion(said)] = _PREDICTED
+    if (plane == plane[..., :1]).all():
+        plane = plane[..., 0]
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(plane)).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

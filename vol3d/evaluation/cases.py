@@ -1,4 +1,4 @@
-"""The studies shown on the page, cut through what was found, and the loss history of the run."""
+"""The studies shown on the page, cut through what was found or drawn, and the loss history of the run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ import numpy as np
 
 from vol3d.evaluation.case import Case, choose_cases
 from vol3d.evaluation.slices import WINDOWS, mask_slices, slices, window_for
+from vol3d.volume.runs import decode_runs
 
 if TYPE_CHECKING:
+    from vol3d.data.batch import Sample
     from vol3d.data.study import Study
     from vol3d.model.inference import TrainedModel
+
+MOST_DRAWN = 100
+"""Studies whose masks are read to find the best and the worst, where no text tells."""
 
 
 def show_cases(
@@ -27,8 +32,12 @@ def show_cases(
     told = [
         (study, *texts) for study in studies if (texts := _texts(trained, study, predictions[study.study])) is not None
     ]
+    scores = None
+    if not told:
+        told, scores = _masked(trained, studies, predictions)
     truths, outputs = ([row[place] for row in told] for place in (3, 4))
-    return [_case(trained, *told[index], note) for index, note in choose_cases(truths, outputs, count=count)]
+    chosen = choose_cases(truths, outputs, count=count, scores=scores)
+    return [_case(trained, *told[index], predictions[told[index][0].study], note) for index, note in chosen]
 
 
 Texts = tuple[str, str, set[str], set[str]]
@@ -58,6 +67,28 @@ def _texts(trained: TrainedModel, study: Study, row: Mapping[str, Any]) -> Texts
     return None
 
 
+def _masked(
+    trained: TrainedModel, studies: Sequence[Study], predictions: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[tuple[Study, str, str, set[str], set[str]]], list[float]]:
+    """Studies of a model that draws and does not write, told by the volumes of what is drawn, and their mean Dice."""
+    told, scores = [], []
+    for study in studies[:MOST_DRAWN]:
+        said = predictions[study.study].get("segmentation")
+        if not said or not (study.mask or study.finding_mask):
+            continue
+        sample = trained.sample(study)
+        masks = _masks(sample)
+        voxel_ml = abs(float(np.linalg.det(sample.affine.numpy()[:3, :3]))) / 1000
+        drawn = {name: decode_runs(row["runs"], tuple(sample.hu.shape[1:])) for name, row in said.items()}
+        sizes = [
+            {name: mask.sum() * voxel_ml for name, mask in group.items() if mask.any()} for group in (masks, drawn)
+        ]
+        texts = ["\n".join(f"{name}: {size:.0f} ml" for name, size in sorted(group.items())) for group in sizes]
+        told.append((study, texts[0], texts[1] or "nothing", set(sizes[0]) & set(said), set(sizes[1])))
+        scores.append(float(np.mean([_dice(masks[name], drawn[name]) for name in set(sizes[0]) & set(said)] or [0.0])))
+    return told, scores
+
+
 def _case(
     trained: TrainedModel,
     study: Study,
@@ -65,32 +96,71 @@ def _case(
     generated: str,
     truth_keys: set[str],
     predicted_keys: set[str],
+    row: Mapping[str, Any],
     note: str,
 ) -> Case:
     sample = trained.sample(study)
-    hu = sample.hu[0].numpy()
     spacing = tuple(float(length) for length in np.linalg.norm(sample.affine.numpy()[:3, :3], axis=0))
     window = window_for(truth_keys | predicted_keys)
-    mask = None if sample.finding_mask is None else _largest(sample.finding_mask.numpy())
+    name, true, said = _outlined(sample, row)
+    at = next((mask for mask in (true, said) if mask is not None), None)
+    alike = f", Dice {_dice(true, said):.2f}" if true is not None and said is not None else ""
     return Case(
         study=study.study,
-        slices=slices(hu, spacing, WINDOWS[window], at=mask),
+        slices=slices(sample.hu[0].numpy(), spacing, WINDOWS[window], at=at),
         truth=truth,
         generated=generated,
         truth_keys=truth_keys,
         predicted_keys=predicted_keys,
-        overlays=None if mask is None else mask_slices(mask, spacing, at=mask),
+        overlays=None if true is None else mask_slices(true, spacing, at=at),
+        predicted_overlays=None if said is None else mask_slices(said, spacing, at=at),
+        outlined=f"{name}{alike}" if name else "",
         note=note,
         window=window,
         meta={name: study.meta[name] for name in ("age", "sex", "contrast") if name in study.meta},
     )
 
 
-def _largest(labels: np.ndarray) -> np.ndarray | None:
-    """The label with most voxels as a boolean mask."""
-    counts = np.bincount(labels.clip(min=0).ravel())
-    counts[0] = 0
-    return labels == counts.argmax() if counts.any() else None
+def _outlined(sample: Sample, row: Mapping[str, Any]) -> tuple[str, np.ndarray | None, np.ndarray | None]:
+    """Name, true and predicted mask of what is outlined: the largest finding there is, else what the model drew of the
+    largest organ; a predicted box where no mask was drawn."""
+    shape = tuple(sample.hu.shape[1:])
+    drawn = {name: decode_runs(found["runs"], shape) for name, found in (row.get("segmentation") or {}).items()}
+    boxes = {box["label"]: box for box in row.get("boxes") or [] if box["score"] >= 0.5}
+    drawn |= {name: _box_mask(box, sample) for name, box in boxes.items() if name not in drawn}
+    drawn = {name: mask for name, mask in drawn.items() if mask.any()}
+    masks = _masks(sample)
+    findings = {name: masks[name] for name in sample.study.finding_labels if name in masks and masks[name].any()}
+    shown = findings or {name: mask for name, mask in masks.items() if name in drawn and mask.any()} or drawn
+    if not shown:
+        return "", None, None
+    # What the model drew comes first: there is something to compare.
+    name = max(shown, key=lambda name: (name in drawn, int(shown[name].sum())))
+    return name, masks[name] if name in masks and masks[name].any() else None, drawn.get(name)
+
+
+def _masks(sample: Sample) -> dict[str, np.ndarray]:
+    """Everything that the study's label maps name, as boolean masks on the grid."""
+    found = {}
+    for labels, names in ((sample.mask, sample.study.mask_labels), (sample.finding_mask, sample.study.finding_labels)):
+        if labels is not None:
+            array = labels.numpy()
+            found |= {name: array == number for name, number in names.items()}
+    return found
+
+
+def _box_mask(box: Mapping[str, Any], sample: Sample) -> np.ndarray:
+    """The voxels inside a box in RAS mm."""
+    corners = np.array([box["min_mm"], box["max_mm"]])
+    inverse = np.linalg.inv(sample.affine.numpy())
+    low, high = np.sort(corners @ inverse[:3, :3].T + inverse[:3, 3], axis=0)
+    mask = np.zeros(tuple(sample.hu.shape[1:]), dtype=bool)
+    mask[tuple(slice(max(0, round(a + 0.5)), max(0, round(b + 0.5))) for a, b in zip(low, high, strict=True))] = True
+    return mask
+
+
+def _dice(one: np.ndarray, two: np.ndarray) -> float:
+    return 2 * int((one & two).sum()) / max(1, int(one.sum()) + int(two.sum()))
 
 
 def read_history(path: str | Path | None) -> list[dict[str, Any]] | None:

@@ -1,21 +1,20 @@
-"""Two models on the same studies, and one model on groups of studies: differences with intervals and p-values."""
+"""Two finished evaluations on the studies they share: differences with intervals and p-values, task by task."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from vol3d.evaluation.intervals import undefined
-from vol3d.evaluation.metrics.findings import compare_findings
-from vol3d.evaluation.metrics.text import compare_text
+from vol3d.evaluation.compare_tasks import COMPARISONS
+from vol3d.evaluation.predictions import read_predictions
+from vol3d.evaluation.sides import Sides
 
 if TYPE_CHECKING:
+    from vol3d.data.batch import Sample
     from vol3d.data.manifest import Manifest
+    from vol3d.data.study import Study
 
 
 def compare(
@@ -35,41 +34,43 @@ def compare(
         out: a folder to write `comparison.json` and `comparison.html` to.
 
     Returns:
-        "first", "second", "studies", "left_out" (studies that only one of the two has), and "tasks": for "report",
-        "vqa_closed" and "codes", as far as both predict them, {score: {"value", "low", "high", "p", "p_holm"}} with
-        "wins", "ties" and "losses". `p_holm` is corrected for all the scores compared (Holm 1979).
+        "first", "second", "studies", "left_out" (studies that only one of the two has), "scores" (how many were
+        compared), "notes", and "tasks": by their blocks in evaluation.json, as far as both predict them and the
+        manifest tells the truth, {score: {"value", "low", "high", "p", "p_holm", "first", "second"}} with "wins",
+        "ties" and "losses" of the first. `p_holm` is corrected for all the scores compared (Holm 1979).
 
     Raises:
         ValueError: a folder without predictions, or nothing in common that can be compared.
     """
     from vol3d.data.manifest import Manifest
-    from vol3d.evaluation.compare_tasks import compare_answers, compare_codes
-    from vol3d.evaluation.predictions import read_predictions
 
     folders = [Path(first), Path(second)]
     one, two = (read_predictions(folder) for folder in folders)
     rows = manifest if isinstance(manifest, Manifest) else Manifest.read(manifest or _manifest_of(folders[0]))
+    # Predictions of validation studies, kept for thresholds, are not what was scored.
+    split = _evaluation(folders[0]).get("split")
+    rows = rows if split is None else rows.split(split)
     both = [s for s in rows if s.study in one and s.study in two and "twin_of" not in s.meta]
-    options = {"replicates": replicates, "seed": seed}
-    told = [s for s in both if s.report and all(isinstance(side[s.study].get("report"), str) for side in (one, two))]
-    tasks: dict[str, Any] = {}
-    if told:
-        texts = [[side[s.study]["report"] for s in told] for side in (one, two)]
-        tasks["report"] = compare_reports([s.report or "" for s in told], *texts, [s.patient for s in told], **options)
-    tasks["vqa_closed"] = compare_answers(both, one, two, **options)
-    tasks["codes"] = compare_codes(both, one, two, **options)
-    tasks = {name: block for name, block in tasks.items() if block}
+    samples = _samples(folders)
+    sides = Sides(both, one, two, samples, replicates=replicates, seed=seed)
+    tasks = {name: block for name, compared in COMPARISONS.items() if (block := compared(sides))}
     if not tasks:
         raise ValueError(
             f"{folders[0]} has {len(one)} studies, {folders[1]} has {len(two)}, {len(both)} of them are in both and "
             "none has a truth that both predict: evaluate the two models on the same manifest"
         )
-    _correct(tasks)
+    notes = []
+    if samples is None and sides.both("segmentation", dict):
+        notes.append(
+            "masks are not compared: a model's folder, which tells their grid, is not where evaluation.json says"
+        )
     result = {
         "first": str(first),
         "second": str(second),
         "studies": len(both),
-        "left_out": sorted(set(one) ^ set(two)),
+        "left_out": sorted({s.study for s in rows if "twin_of" not in s.meta} & (set(one) ^ set(two))),
+        "scores": _correct(tasks),
+        "notes": notes,
         "tasks": tasks,
     }
     if out is not None:
@@ -81,21 +82,23 @@ def compare(
 
 def comparison_text(result: Mapping[str, Any]) -> str:
     """A comparison as lines for a terminal."""
-    lines = [f"{result['first']} − {result['second']}, {result['studies']} studies"]
+    lines = [f"{result['first']} − {result['second']}, {result['studies']} studies, {result['scores']} scores"]
     for name, block in result["tasks"].items():
-        lines.append(f"{name}: {block['wins']} wins, {block['ties']} ties, {block['losses']} losses")
+        lines.append(
+            f"{name}: {block['wins']} wins, {block['ties']} ties, {block['losses']} losses by {block['counted']}"
+        )
         for metric, score in block.items():
             if isinstance(score, Mapping) and score.get("value") is not None:
                 span = "" if score["low"] is None else f" ({score['low']:+.3f} to {score['high']:+.3f})"
                 chance = "" if score.get("p") is None else f"  p {score['p']:.3f}, Holm {score['p_holm']:.3f}"
                 lines.append(f"  {metric:24}{score['value']:+.3f}{span}{chance}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *result["notes"]])
 
 
-def _correct(tasks: Mapping[str, Mapping[str, Any]]) -> None:
-    """Holm's correction over every score of every task."""
+def _correct(tasks: Mapping[str, Mapping[str, Any]]) -> int:
+    """Holm's correction over every score of every task; returns how many these are."""
     scores = {
-        f"{name} {metric}": score
+        (name, metric): score
         for name, block in tasks.items()
         for metric, score in block.items()
         if isinstance(score, dict)
@@ -103,36 +106,10 @@ def _correct(tasks: Mapping[str, Mapping[str, Any]]) -> None:
     corrected = holm({name: score["p"] for name, score in scores.items() if score.get("p") is not None})
     for name, score in scores.items():
         score["p_holm"] = corrected.get(name)
+    return len(corrected)
 
 
-def compare_reports(
-    truths: Sequence[str],
-    first: Sequence[str],
-    second: Sequence[str],
-    patients: Sequence[Hashable],
-    *,
-    replicates: int = 1000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Difference first − second of every report score, paired by study.
-
-    Returns:
-        {score: {"value", "low", "high", "p", "p_holm"}}, "wins", "losses", "ties" (studies on which the first has the
-        higher, lower, same finding F1). `p_holm` is corrected for the number of scores compared (Holm 1979).
-    """
-    from vol3d.text.parser import finding_keys
-
-    true, one, two = ([set(finding_keys(text)) for text in side] for side in (truths, first, second))
-    result = compare_findings(true, one, two, patients, replicates=replicates, seed=seed)
-    counts = {name: result.pop(name) for name in ("wins", "losses", "ties")}
-    result |= compare_text(truths, first, second, patients, replicates=replicates, seed=seed)
-    corrected = holm({name: score["p"] for name, score in result.items() if score.get("p") is not None})
-    for name, score in result.items():
-        score["p_holm"] = corrected.get(name)
-    return result | counts
-
-
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
     """Holm's step-down correction: p-values that may be read together."""
     corrected, highest = {}, 0.0
     for place, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
@@ -141,47 +118,39 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return corrected
 
 
-def by_subgroup(
-    score: Callable[[list[int]], Mapping[str, Any]], groups: Sequence[Hashable | None], *, least: int = 10
-) -> dict[str, Any]:
-    """One score for each group of studies, and the largest gap between groups.
+def _samples(folders: Sequence[Path]) -> tuple[Callable[[Study], Sample], Callable[[Study], Sample]] | None:
+    """Puts a study with its masks on the grid of either side's model; None where a model is not to be found."""
+    from vol3d.data.cache import sample
+    from vol3d.volume.grid import Grid
 
-    Args:
-        score: indices of studies → {"value", "low", "high"}.
-        groups: the group of each study (`meta["sex"]`), None where unknown.
-        least: groups with fewer studies are counted but not scored.
+    grids = []
+    for folder in folders:
+        card = Path(_evaluation(folder).get("model", "")) / "grid.json"
+        if not card.is_file():
+            return None
+        grids.append(Grid.load(card))
 
-    Returns:
-        "groups" {group: score + "studies"}, "largest_gap" (value, and between which), "unknown" (studies without a
-        group).
-    """
-    members: dict[Hashable, list[int]] = {}
-    for number, group in enumerate(groups):
-        if group is not None:
-            members.setdefault(group, []).append(number)
-    scores: dict[str, dict[str, Any]] = {}
-    for group in sorted(members, key=str):
-        few = len(members[group]) < least
-        own = undefined(f"fewer than {least} studies") if few else dict(score(members[group]))
-        scores[str(group)] = own | {"studies": len(members[group])}
-    known = {group: own["value"] for group, own in scores.items() if own["value"] is not None}
-    gap: dict[str, Any] = {"value": None, "between": []}
-    if len(known) > 1:
-        best, worst = max(known, key=known.__getitem__), min(known, key=known.__getitem__)
-        gap = {"value": known[best] - known[worst], "between": [best, worst]}
-    return {"groups": scores, "largest_gap": gap, "unknown": sum(group is None for group in groups)}
+    def reader(grid: Grid) -> Callable[[Study], Sample]:
+        last: dict[str, Sample] = {}
 
+        def read(study: Study) -> Sample:
+            if study.study not in last:
+                last.clear()
+                last[study.study] = sample(study, grid)
+            return last[study.study]
 
-def selective_accuracy(confidence: Sequence[float], right: Sequence[float], points: int = 20) -> list[dict[str, float]]:
-    """Accuracy among the most confident share of answers, for a curve of coverage against accuracy."""
-    order = np.argsort(-np.asarray(confidence, dtype=np.float64), kind="stable")
-    hits = np.cumsum(np.asarray(right, dtype=np.float64)[order])
-    counts = sorted({math.ceil(len(order) * part / points) for part in range(1, points + 1)} - {0})
-    return [{"coverage": count / len(order), "accuracy": float(hits[count - 1] / count)} for count in counts]
+        return read
+
+    first = reader(grids[0])
+    return first, first if grids[0].fingerprint == grids[1].fingerprint else reader(grids[1])
 
 
 def _manifest_of(folder: Path) -> Path:
+    if not (known := _evaluation(folder)):
+        raise ValueError(f"{folder / 'evaluation.json'}: no such file; name the manifest with the true reports")
+    return Path(known["manifest"])
+
+
+def _evaluation(folder: Path) -> dict[str, Any]:
     path = folder / "evaluation.json"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; name the manifest with the true reports")
-    return Path(json.loads(path.read_text(encoding="utf-8"))["manifest"])
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

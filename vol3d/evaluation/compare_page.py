@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from vol3d.data.formats import atomic
-from vol3d.evaluation.page import LOWER_IS_BETTER, TASKS, format_score, title_of
+from vol3d.evaluation.headline import headline_of
+from vol3d.evaluation.titles import LOWER_IS_BETTER, TASKS, format_score, title_of
 
 
 def write_comparison(result: Mapping[str, Any], out: Path) -> Path:
@@ -30,27 +31,52 @@ def render(result: Mapping[str, Any]) -> str:
     template = environment.from_string(
         files("vol3d.evaluation").joinpath("comparison.html").read_text(encoding="utf-8")
     )
-    tasks = [
-        {
-            "title": TASKS.get(name, title_of(name)),
-            "wins": block["wins"],
-            "ties": block["ties"],
-            "losses": block["losses"],
-            "rows": [_row(metric, score) for metric, score in block.items() if isinstance(score, Mapping)],
-        }
-        for name, block in result["tasks"].items()
-    ]
-    return template.render(result=result, tasks=tasks)
+    tasks = [task_view(name, block) for name, block in result["tasks"].items()]
+    return template.render(result=result, tasks=tasks, verdict=verdict(tasks))
 
 
-def _row(metric: str, score: Mapping[str, Any]) -> dict[str, Any]:
+def task_view(name: str, block: Mapping[str, Any]) -> dict[str, Any]:
+    """One task's differences, drawn on one scale, the headline first."""
+    scores = {metric: score for metric, score in block.items() if isinstance(score, Mapping)}
+    first = headline_of(name, scores)
+    order = sorted(scores, key=lambda metric: first is None or metric != first[0])
+    ends = [abs(score[end]) for score in scores.values() for end in ("low", "high") if score.get(end) is not None]
+    scale = next((size for size in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if size >= max(ends, default=1.0)), 1.0)
+    return {
+        "title": TASKS.get(name, title_of(name)),
+        "scale": f"{scale:g}",
+        "rows": [_row(metric, scores[metric], scale) for metric in order],
+    } | {part: block[part] for part in ("wins", "ties", "losses", "counted")}
+
+
+def head_to_head(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Each task's headline, for the page of the first model's evaluation."""
+    tasks = [task_view(name, block) for name, block in result["tasks"].items()]
+    rows = [task["rows"][0] | task | {"task": task["title"], "title": task["rows"][0]["title"]} for task in tasks]
+    return {"rows": rows, "verdict": verdict(tasks), "second": result["second"], "studies": result["studies"]}
+
+
+def verdict(tasks: Sequence[Mapping[str, Any]]) -> str:
+    """The comparison in one sentence, by the corrected p-values."""
+    rows = [row for task in tasks for row in task["rows"] if row["holm"] is not None]
+    sure = [row["clear"] for row in rows if row["holm"] < 0.05]
+    better, worse = sure.count("better"), sure.count("worse")
+    return (
+        f"Of {len(rows)} scores the first model is better in {better} and worse in {worse}; in the other "
+        f"{len(rows) - better - worse} the two cannot be told apart (Holm's p ≥ 0.05)."
+    )
+
+
+def _row(metric: str, score: Mapping[str, Any], scale: float) -> dict[str, Any]:
     low, high, value = score.get("low"), score.get("high"), score.get("value")
     lower = metric in LOWER_IS_BETTER
     clear = "" if low is None or low <= 0 <= high else "better" if (low > 0) != lower else "worse"
-    place = [None if number is None else 50 + 50 * max(-1.0, min(1.0, number)) for number in (low, value, high)]
+    place = [None if number is None else 50 + 50 * max(-1.0, min(1.0, number / scale)) for number in (low, value, high)]
     return {
         "title": title_of(metric),
         "lower": lower,
+        "first": score.get("first"),
+        "second": score.get("second"),
         "value": None if value is None else f"{value:+.3f}",
         "span": "" if low is None else f"{low:+.3f} to {high:+.3f}",
         "p": score.get("p"),

@@ -1,4 +1,4 @@
-"""Does the report follow the image? Pairs of volumes that differ in one thing, and volumes that hold nothing.
+"""Does the report follow the image? Pairs of volumes that differ in one thing, and exams that do not exist.
 
 A twin differs from its study in exactly one finding (`vol3d.phantom`): removed, moved to the other side, added or
 resized. A faithful model changes that finding and nothing else. The four shares TU, IG, SB and ID are BEAF's
@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from vol3d.evaluation.intervals import clustered_bootstrap, share, undefined
-from vol3d.evaluation.metrics.baselines import blind
+from vol3d.evaluation.controls import against_control, verdict
+from vol3d.evaluation.intervals import share, undefined
 from vol3d.evaluation.metrics.findings import split_side
 
 if TYPE_CHECKING:
@@ -34,15 +34,14 @@ _PRIOR = re.compile(
 
 DEFINITIONS = {
     "changed": "share of pairs whose changed finding changes accordingly in the output: removed, it is reported "
-    "before and not after; moved, it is reported on the old side before and on the new side after; BEAF's TU",
+    "before and not after; moved, it is reported on the old side before and on the new side after; BEAF's TU. "
+    "Control: the two outputs exchanged",
     "unchanged": "share of pairs in which all other finding keys are the same before and after",
     "both": "share of pairs with both",
     "sb": "stubborn: the changed finding is reported alike before and after",
     "ig": "ignorant: wrong before and wrong after",
     "id": "indecisive: share of the other findings mentioned in either output that come or go although nothing of "
     "them changed",
-    "image_dependence": "(F1 − blind F1) / (1 − blind F1), micro F1 of finding keys: 0 when another patient's "
-    "volume serves as well, 1 when every finding is right",
 }
 
 
@@ -94,6 +93,16 @@ class TwinPair:
         return all(self.right)
 
     @property
+    def crossed(self) -> bool:
+        """Would the outputs, exchanged, have followed the change? As likely as `changed` when nothing was looked at."""
+        return replace(
+            self,
+            before=self.after,
+            after=self.before,
+            sizes_mm=None if self.sizes_mm is None else self.sizes_mm[::-1],
+        ).changed is True  # fmt: skip
+
+    @property
     def others(self) -> tuple[int, int]:
         """Of the untouched findings in either output: how many came or went, and how many there are."""
         before, after = self.before - self.touched, self.after - self.touched
@@ -141,14 +150,25 @@ def twin_pairs(studies: Iterable[Study], keys: Mapping[str, AbstractSet[str]]) -
 def twin_consistency(pairs: Sequence[TwinPair], *, replicates: int = 1000, seed: int = 0) -> dict[str, Any]:
     """How often the changed finding changes in the output, and how often nothing else does.
 
+    "changed" stands beside its control (`vol3d.evaluation.controls`), the same two outputs exchanged.
+
     Returns:
         "changed", "unchanged", "both", "sb", "ig", "id" (DEFINITIONS), each with a 95 % interval clustered on
-        patients; "pairs" (how many), "not_judged" (resized pairs without sizes), "by_change" {change: {"changed",
-        "unchanged", "pairs"}}.
+        patients; "caught", ["changed"] where it does not lie above its control; "pairs" (how many), "not_judged"
+        (resized pairs without sizes), "by_change" {change: {"changed", "unchanged", "pairs"}}.
     """
     if not pairs:
         return {name: undefined("no twin pairs") for name in ("changed", "unchanged", "both")} | {"pairs": 0}
     result: dict[str, Any] = _shares(pairs, replicates, seed)
+    result["changed"] = against_control(
+        [float(pair.changed is True) for pair in pairs],
+        [float(pair.crossed) for pair in pairs],
+        [float(pair.changed is not None) for pair in pairs],
+        [pair.patient for pair in pairs],
+        replicates=replicates,
+        seed=seed,
+    )
+    result["caught"] = ["changed"] if verdict(result["changed"]) == "caught" else []
     result["pairs"] = len(pairs)
     result["not_judged"] = sum(pair.changed is None for pair in pairs)
     result["by_change"] = {}
@@ -181,40 +201,6 @@ def _shares(pairs: Sequence[TwinPair], replicates: int, seed: int) -> dict[str, 
     }
 
 
-def image_dependence(
-    truths: Sequence[AbstractSet[str]],
-    predicted: Sequence[AbstractSet[str]],
-    patients: Sequence[Hashable],
-    *,
-    blank: Sequence[AbstractSet[str]] | None = None,
-    mirrored: Sequence[AbstractSet[str]] | None = None,
-    replicates: int = 1000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """How much the output depends on the volume.
-
-    Args:
-        truths, predicted: finding keys, one set a study.
-        blank: keys of the outputs for volumes of nothing but air.
-        mirrored: keys of the outputs for the same volumes turned left to right.
-
-    Returns:
-        "image_dependence" (DEFINITIONS); with `blank`, "invented_on_blank": share of blank volumes of which a
-        finding is reported; with `mirrored`, "sides_turned": share of the reported findings with a side whose
-        mirror image is reported of the mirrored volume.
-    """
-    options = {"replicates": replicates, "seed": seed}
-    result: dict[str, Any] = {"image_dependence": _skill(truths, predicted, patients, replicates, seed)}
-    if blank is not None:
-        some = np.array([bool(keys) for keys in blank], dtype=np.float64)
-        result["invented_on_blank"] = share(some, np.ones(len(some)), patients, **options)
-    if mirrored is not None:
-        sided = [{key for key in keys if split_side(key)[0]} for keys in predicted]
-        turned = [sum(swap_side(key) in after for key in keys) for keys, after in zip(sided, mirrored, strict=True)]
-        result["sides_turned"] = share(turned, [len(keys) for keys in sided], patients, **options)
-    return result
-
-
 def prior_mentions(
     reports: Sequence[str],
     patients: Sequence[Hashable],
@@ -227,30 +213,3 @@ def prior_mentions(
     without = np.ones(len(reports)) if has_prior is None else 1.0 - np.array(has_prior, dtype=np.float64)
     said = np.array([bool(_PRIOR.search(report)) for report in reports], dtype=np.float64)
     return share(said * without, without, patients, replicates=replicates, seed=seed)
-
-
-def _skill(
-    truths: Sequence[AbstractSet[str]],
-    predicted: Sequence[AbstractSet[str]],
-    patients: Sequence[Hashable],
-    replicates: int,
-    seed: int,
-) -> dict[str, Any]:
-    def counts(outputs: Sequence[AbstractSet[str]]) -> np.ndarray:
-        rows = [[2 * len(t & p), len(t) + len(p)] for t, p in zip(truths, outputs, strict=True)]
-        return np.array(rows, dtype=np.float64)
-
-    own = counts(predicted)
-    try:
-        dealt = sum(counts(blind(predicted, patients, seed + deal)) for deal in range(5)) / 5
-    except ValueError as error:
-        return undefined(str(error))
-
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            seen, unseen = (((sums := weights @ part)[:, 0] / sums[:, 1]) for part in (own, dealt))
-            return np.where(unseen < 1, (seen - unseen) / (1 - unseen), 0.0)
-
-    if not own[:, 1].any():
-        return undefined("no finding in truth or output")
-    return clustered_bootstrap(statistic, patients, replicates=replicates, seed=seed)[0]

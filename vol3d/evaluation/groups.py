@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vol3d.evaluation.compare import by_subgroup
 from vol3d.evaluation.headline import headline_of
 from vol3d.evaluation.intervals import undefined
 from vol3d.model.interfaces import Evidence, Task
@@ -57,6 +56,37 @@ def score_groups(
                 told = by_subgroup(lambda rows, name=name: score(rows, name), groups)
                 result[field][name] = {"metric": found[0]} | told
     return result
+
+
+def by_subgroup(
+    score: Callable[[list[int]], Mapping[str, Any]], groups: Sequence[Hashable | None], *, least: int = 10
+) -> dict[str, Any]:
+    """One score for each group of studies, and the largest gap between groups.
+
+    Args:
+        score: indices of studies → {"value", "low", "high"}.
+        groups: the group of each study (`meta["sex"]`), None where unknown.
+        least: groups with fewer studies are counted but not scored.
+
+    Returns:
+        "groups" {group: score + "studies"}, "largest_gap" (value, and between which), "unknown" (studies without a
+        group).
+    """
+    members: dict[Hashable, list[int]] = {}
+    for number, group in enumerate(groups):
+        if group is not None:
+            members.setdefault(group, []).append(number)
+    scores: dict[str, dict[str, Any]] = {}
+    for group in sorted(members, key=str):
+        few = len(members[group]) < least
+        own = undefined(f"fewer than {least} studies") if few else dict(score(members[group]))
+        scores[str(group)] = own | {"studies": len(members[group])}
+    known = {group: own["value"] for group, own in scores.items() if own["value"] is not None}
+    gap: dict[str, Any] = {"value": None, "between": []}
+    if len(known) > 1:
+        best, worst = max(known, key=known.__getitem__), min(known, key=known.__getitem__)
+        gap = {"value": known[best] - known[worst], "between": [best, worst]}
+    return {"groups": scores, "largest_gap": gap, "unknown": sum(group is None for group in groups)}
 
 
 def _try(task: Task, evidence: Evidence) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def clustered_bootstrap(
     replicates: int = 1000,
     seed: int = 0,
     level: float = 0.95,
+    trials: int | Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
     """Value and interval of each number a statistic returns.
 
@@ -60,6 +61,9 @@ def clustered_bootstrap(
         statistic: study weights (replicates, studies) → (replicates,) or (replicates, values).
         clusters: who each study belongs to (the patient).
         level: 0.95 for a 95 % interval.
+        trials: of scores between 0 and 1, how many patients each rests on (one number for all). Where a score is 0 or 1
+            in every replicate, a bootstrap sees no spread and would claim certainty; the exact binomial interval of so
+            many trials is given instead, and the note says so.
 
     Returns:
         One `{"value", "low", "high"}` a value, with None where undefined and a "note" that says why.
@@ -71,7 +75,11 @@ def clustered_bootstrap(
     """
     points, drawn = _replicates(statistic, clusters, replicates, seed)
     patients = len(set(clusters))
-    return [_estimate(point, column, patients, level) for point, column in zip(points, drawn.T, strict=True)]
+    estimates = [_estimate(point, column, patients, level) for point, column in zip(points, drawn.T, strict=True)]
+    if trials is None:
+        return estimates
+    counts = [trials] * len(estimates) if isinstance(trials, int) else trials
+    return [_exact(*pair, level) for pair in zip(estimates, counts, strict=True)]
 
 
 def paired_bootstrap(
@@ -86,7 +94,9 @@ def paired_bootstrap(
     """Is `first` better than `second` on the same studies? Difference, interval and two-sided p of each value.
 
     Both statistics see the same drawn patients, so what makes a study hard cancels. The p-value inverts the
-    interval: it is below 0.05 exactly when the 95 % interval leaves zero out (and never below 2 / replicates).
+    interval: it is below 0.05 exactly when the 95 % interval leaves zero out. Where no replicate reaches zero the draws
+    cannot tell how small it is; then it is Student's, with the draws' spread as standard error, so that a correction
+    for many scores has something to correct.
 
     Returns:
         One `{"value", "low", "high", "p"}` a value, where value = first − second.
@@ -117,8 +127,7 @@ def share(
 ) -> dict[str, Any]:
     """A proportion Σ hits / Σ totals over studies, with its interval.
 
-    When every patient agrees (0 % or 100 %) a bootstrap sees no spread and would claim certainty; the exact
-    binomial interval with as many trials as patients is given instead, and the note says so.
+    When every patient agrees (0 % or 100 %) it is the exact binomial interval with as many trials as patients.
     """
     hits, totals = np.asarray(hits, dtype=np.float64), np.asarray(totals, dtype=np.float64)
     if not totals.sum():
@@ -128,13 +137,18 @@ def share(
         counted = weights @ totals
         return np.divide(weights @ hits, counted, out=np.full(len(weights), np.nan), where=counted > 0)
 
-    estimate = clustered_bootstrap(ratio, clusters, replicates=replicates, seed=seed, level=level)[0]
-    if estimate["value"] in (0.0, 1.0):
-        patients = len({cluster for cluster, total in zip(clusters, totals, strict=True) if total})
-        bound = ((1 - level) / 2) ** (1 / patients)
-        low, high = (bound, 1.0) if estimate["value"] else (0.0, 1 - bound)
-        return estimate | {"low": low, "high": high, "note": f"all {patients} patients agree: exact binomial interval"}
-    return estimate
+    patients = len({cluster for cluster, total in zip(clusters, totals, strict=True) if total})
+    options = {"replicates": replicates, "seed": seed, "level": level}
+    return clustered_bootstrap(ratio, clusters, **options, trials=patients)[0]
+
+
+def _exact(estimate: dict[str, Any], trials: int, level: float) -> dict[str, Any]:
+    """The exact binomial interval of a score that is 0 or 1 in every replicate."""
+    value, bound = estimate["value"], ((1 - level) / 2) ** (1 / max(1, trials))
+    if value not in (0.0, 1.0) or not estimate["low"] == estimate["high"] == value or trials < 1:
+        return estimate
+    low, high = (bound, 1.0) if value else (0.0, 1 - bound)
+    return estimate | {"low": low, "high": high, "note": f"all {trials} patients agree: exact binomial interval"}
 
 
 def undefined(note: str) -> dict[str, Any]:
@@ -189,7 +203,11 @@ def _estimate(point: float, drawn: ndarray, patients: int, level: float) -> dict
 
 
 def _p_value(drawn: ndarray, patients: int) -> float:
-    """Two-sided: the level at which the expanded percentile interval just touches zero."""
+    """Two-sided: the level at which the expanded percentile interval just touches zero, and Student's beyond it."""
     beyond = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
     tail = min((beyond + 1) / (len(drawn) + 1), 0.5)
-    return float(2 * stdtr(patients - 1, ndtri(tail) / _widening(patients)))
+    p = float(2 * stdtr(patients - 1, ndtri(tail) / _widening(patients)))
+    spread = float(drawn.std())
+    if beyond or not spread:
+        return p
+    return min(p, float(2 * stdtr(patients - 1, -abs(drawn.mean()) / (spread * _widening(patients)))))

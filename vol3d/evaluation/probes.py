@@ -1,38 +1,32 @@
-"""Volumes changed on purpose, and what a model that looks must say of them.
+"""Volumes changed on purpose.
 
-Two kinds. After `blank`, `mirror` and `erase` a faithful report changes in a known way: a model that ignores the
-image fails each of them. After `shift_hu`, `noise`, `thick_slices` and `missing_slices` it should say the same,
-which a model that ignores the image also does: these tell robustness, and only beside the first kind.
+Two kinds. After `blank`, `mirror` and `erase` a faithful output changes in a known way. After `shift_hu`, `noise`,
+`thick_slices`, `missing_slices` and `contrast_phase` it should stay. What a model that ignores the image scores in
+either kind is told by a control (`vol3d.evaluation.controls`).
 
 All functions take HU (…, x, y, z), any integer or float array, and return a new one of the same shape and type.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Int, Shaped
 from numpy import ndarray
-
-from vol3d.evaluation.faithfulness import swap_side
-from vol3d.evaluation.intervals import share
-from vol3d.evaluation.metrics.findings import compare_findings, split_side
 
 Volume = Shaped[ndarray, "... x y z"]
 AIR = -1024
-
-DEFINITIONS = {
-    "blank": "share of studies with reported findings of which none is reported once the volume is empty (air only)",
-    "mirror": "share of the findings with a side reported of the volume whose other side is reported of its mirror "
-    "image",
-    "erase": "share of reported true findings that are no longer reported once their voxels are filled with the "
-    "tissue around them",
-    "same_findings": "share of changed volumes of which exactly the same findings are reported as before",
-    "f1_change": "finding F1 on the changed volumes − on the volumes as they are",
+ENHANCEMENT = {
+    "aorta|vena cava|vein|artery|vessel": (40, 150),
+    "heart|atrium|ventricle": (45, 120),
+    "kidney": (32, 180),
+    "spleen": (48, 118),
+    "liver": (57, 110),
+    "pancreas": (40, 98),
 }
+"""Organs (words of their names) that take up contrast medium: typical HU without and in the portal venous phase."""
 
 
 def blank(hu: Volume) -> Volume:
@@ -90,6 +84,40 @@ def erase(hu: Shaped[ndarray, "x y z"], mask: Bool[ndarray, "x y z"], rim: int =
     return filled
 
 
+def enhancing(names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Those of the organs that take up contrast medium, with their HU without and in the portal venous phase."""
+    return {
+        name: rise
+        for name in names
+        for words, rise in ENHANCEMENT.items()
+        if re.search(rf"\b(?:{words})", name.lower().replace("_", " "))
+    }
+
+
+def contrast_phase(
+    hu: Shaped[ndarray, "x y z"], organs: Int[ndarray, "x y z"], labels: Mapping[str, int]
+) -> Shaped[ndarray, "x y z"]:
+    """The other contrast phase: organs and vessels that take up contrast medium raised to the portal venous phase, or
+    lowered to none when the scan has it; everything else, and the texture inside, stays.
+
+    A rough likeness: real phases differ in vessels and lesions that no organ mask names. Without such an organ in
+    `labels` the volume comes back as it is.
+
+    Args:
+        organs: label map on the same grid. labels: organ → its number.
+    """
+    masks = [(organs == labels[name], rise) for name, rise in enhancing(labels).items()]
+    seen = [(mask, rise) for mask, rise in masks if mask.any()]
+    if not seen:
+        return hu.copy()
+    # Which phase it is: are the organs nearer to their values with or without medium?
+    bright = np.mean([np.median(hu[mask]) > (plain + venous) / 2 for mask, (plain, venous) in seen]) > 0.5
+    changed = hu.astype(np.float32)
+    for mask, (plain, venous) in seen:
+        changed[mask] += (plain - venous) if bright else (venous - plain)
+    return _as(changed, hu)
+
+
 FAITHFUL: dict[str, Callable[..., Volume]] = {"blank": blank, "mirror": mirror}
 """Probes of one volume after which a faithful report must change."""
 ROBUST: dict[str, Callable[..., Volume]] = {
@@ -98,76 +126,7 @@ ROBUST: dict[str, Callable[..., Volume]] = {
     "thick_slices": thick_slices,
     "missing_slices": missing_slices,
 }
-"""Probes of one volume after which the report should stay."""
-
-
-def score_probes(
-    truths: Sequence[AbstractSet[str]],
-    predicted: Sequence[AbstractSet[str]],
-    probed: Mapping[str, Sequence[AbstractSet[str]]],
-    patients: Sequence[Hashable],
-    *,
-    erased: Sequence[str | None] | None = None,
-    replicates: int = 1000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """What the outputs for changed volumes say of the model.
-
-    Args:
-        truths, predicted: finding keys of the studies as they are.
-        probed: probe name → finding keys of the outputs for the changed volumes, in the same order.
-        erased: the key that was erased from each study, None where nothing was; needed for "erase".
-
-    Returns:
-        {"blank": score, "mirror": score, "erase": score} and, for each of ROBUST, {"same_findings": score,
-        "f1_change": score with p}. 1 is best throughout, 0 for f1_change.
-
-    Raises:
-        ValueError: an unknown probe, or outputs that do not number as many as the studies.
-    """
-    options = {"replicates": replicates, "seed": seed}
-    result: dict[str, Any] = {}
-    for name, outputs in probed.items():
-        if len(outputs) != len(predicted):
-            raise ValueError(f"probe {name!r}: {len(outputs)} outputs for {len(predicted)} studies: give one a study")
-        if name in ROBUST:
-            same = [float(set(one) == set(two)) for one, two in zip(predicted, outputs, strict=True)]
-            change = compare_findings(truths, outputs, predicted, patients, **options)["finding_f1"]
-            result[name] = {"same_findings": share(same, [1.0] * len(same), patients, **options), "f1_change": change}
-        else:
-            hits, totals = _faithful(name, truths, predicted, outputs, erased)
-            result[name] = share(hits, totals, patients, **options)
-    return result
-
-
-def _faithful(
-    name: str,
-    truths: Sequence[AbstractSet[str]],
-    predicted: Sequence[AbstractSet[str]],
-    outputs: Sequence[AbstractSet[str]],
-    erased: Sequence[str | None] | None,
-) -> tuple[list[float], list[float]]:
-    """How often the output did as it must, and how often it could have, per study."""
-    if name == "blank":
-        # A model that never reports anything is silent here too, which says nothing for it.
-        said = [bool(keys) for keys in predicted]
-        return [float(had and not keys) for had, keys in zip(said, outputs, strict=True)], [float(had) for had in said]
-    if name == "mirror":
-        sided = [{key for key in keys if split_side(key)[0]} for keys in predicted]
-        turned = [sum(swap_side(key) in after for key in keys) for keys, after in zip(sided, outputs, strict=True)]
-        return [float(count) for count in turned], [float(len(keys)) for keys in sided]
-    if name == "erase":
-        keys = list(erased or [])
-        if len(keys) != len(outputs):
-            raise ValueError(f"probe 'erase': {len(keys)} erased keys for {len(outputs)} studies: one each, or None")
-        seen = [
-            key is not None and key in truth and key in before
-            for key, truth, before in zip(keys, truths, predicted, strict=True)
-        ]
-        gone = [had and key not in after for had, key, after in zip(seen, keys, outputs, strict=True)]
-        return [float(hit) for hit in gone], [float(had) for had in seen]
-    known = ", ".join([*FAITHFUL, "erase", *ROBUST])
-    raise ValueError(f"unknown probe {name!r}: choose from {known}")
+"""Probes of one volume after which the output should stay, as after `contrast_phase`, which needs organ masks."""
 
 
 def _as(values: ndarray, like: ndarray) -> ndarray:

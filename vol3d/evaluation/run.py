@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from vol3d import __version__
 from vol3d.data.formats import atomic
-from vol3d.evaluation.headline import headline_of
 from vol3d.evaluation.predictions import NAME, Looker, Shelf, check_rows, fingerprint, read_predictions
 from vol3d.model.interfaces import Evidence, Task
 
 if TYPE_CHECKING:
     from vol3d.data.manifest import Manifest
     from vol3d.data.study import Study
-    from vol3d.evaluation.faithfulness import TwinPair
     from vol3d.model.inference import TrainedModel
-    from vol3d.text.ontology import Finding
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +40,7 @@ def evaluate(
     probes: bool | Collection[str] = False,
     by: Sequence[str] = (),
     duplicates: bool = False,
+    base: str | Path | None = None,
     extra: Callable[[Sequence[str], Sequence[str], Sequence[str]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Run every task that model and manifest share and write `evaluation.json`, `predictions.jsonl`, `evaluation.html`.
@@ -60,6 +58,8 @@ def evaluate(
         probes: also show changed volumes (`vol3d.evaluation.probing`): True for all, or some of their names.
         by: fields of `meta` to score groups of ("sex", "scanner").
         duplicates: also read every volume of the manifest to find duplicates across splits.
+        base: the folder of the base model's evaluation of the same manifest: the page then opens with the head-to-head,
+            and `comparison.json` and `comparison.html` are written too.
         extra: more scores of reports, (truths, outputs, patients) → scores; see `vol3d.evaluation.wording`.
 
     Returns:
@@ -75,12 +75,14 @@ def evaluate(
     from vol3d.evaluation.groups import score_groups
     from vol3d.evaluation.leakage import check_leakage, looks
     from vol3d.evaluation.probing import run_probes
+    from vol3d.evaluation.twins import twins_of
     from vol3d.model.inference import TrainedModel, load
 
     start = time.perf_counter()
     trained = model if isinstance(model, TrainedModel) else load(model)
     whole = with_prior_reports(manifest if isinstance(manifest, Manifest) else Manifest.read(manifest))
-    studies = _choose(whole, split)
+    split = _split(whole, split)
+    studies = list(whole if split is None else whole.split(split))
     scored = [study for study in studies if "twin_of" not in study.meta]
     judged = _judged(trained, scored)
     validation = _validation(judged, whole, studies)
@@ -109,13 +111,14 @@ def evaluate(
     result: dict[str, Any] = {
         "model": str(trained.folder or "model"),
         "manifest": str((whole.path or "manifest") if isinstance(manifest, Manifest) else manifest),
+        "split": split,
         "studies": len(scored),
         "patients": len({study.patient for study in scored}),
         "seconds": 0.0,
         "version": __version__,
         "notes": notes,
         "tasks": tasks,
-        "faithfulness": _twins([s for s in studies if s.study in rows], rows, replicates, seed),
+        "faithfulness": twins_of([s for s in studies if s.study in rows], rows, replicates, seed),
         "leakage": leakage,
     }
     if probes:
@@ -126,6 +129,11 @@ def evaluate(
     if curves := abstention(judged, evidence):
         result["abstention"] = curves
     result["seconds"] = round(time.perf_counter() - start, 1)
+    _write(out / "evaluation.json", json.dumps(result, indent=1) + "\n")
+    if base is not None:
+        from vol3d.evaluation.compare import compare
+
+        result["base"] = compare(out, base, manifest=whole, out=out, replicates=replicates, seed=seed)
     _write(out / "evaluation.json", json.dumps(result, indent=1) + "\n")
     if history is None and trained.folder is not None:
         history = trained.folder.parent / "metrics.csv"
@@ -236,95 +244,18 @@ def _score_wording(
             tasks[name] |= extra(*texts, [study.patient for study in own])
 
 
-def summary(result: Mapping[str, Any]) -> str:
-    """The scores as a few lines for a terminal, baselines beside them."""
-    lines = [f"{result['studies']} studies of {result['patients']} patients, {result['seconds']} s"]
-    if "report" in result["tasks"] and "baselines" in result["tasks"]["report"]:
-        lines += _report_lines(result["tasks"]["report"])
-    for name, block in result["tasks"].items():
-        if name == "report" and "baselines" in block:
-            continue
-        if (found := headline_of(name, block)) is None:
-            lines.append(f"{name:24}{block.get('note', 'no score')}")
-            continue
-        metric, score, baseline = found
-        beside = "" if baseline is None else f"   blind {_number(baseline)}"
-        lines.append(f"{f'{name} {metric}':32}{_interval(score)}{beside}")
-    if twins := result["faithfulness"].get("twins"):
-        lines.append(
-            f"{twins['pairs']} twin pairs: the changed finding follows in {_interval(twins['changed'])}, "
-            f"nothing else changes in {_interval(twins['unchanged'])}"
-        )
-    for name, block in result["faithfulness"].items():
-        if isinstance(block, Mapping) and "caught" in block:
-            said = (
-                f"fails {', '.join(block['caught'])}" if block["caught"] else "reacts to every change that must be seen"
-            )
-            lines.append(f"probes, {name}: {said}")
-    return "\n".join([*lines, *result.get("notes", [])])
-
-
-def _report_lines(report: Mapping[str, Any]) -> list[str]:
-    lines = [f"{'':24}{'model':>22}{'blind':>10}{'always normal':>16}"]
-    for name in ("finding_f1", "finding_precision", "finding_recall", "laterality_accuracy", "rouge_l"):
-        if name in report:
-            blind, normal = (report["baselines"].get(kind, {}).get(name) for kind in ("blind", "always_normal"))
-            lines.append(f"{name:24}{_interval(report[name]):>22}{_number(blind):>10}{_number(normal):>16}")
-    return lines
-
-
-def _interval(metric: Mapping[str, Any]) -> str:
-    value = _number(metric["value"])
-    return value if metric.get("low") is None else f"{value} ({metric['low']:.2f}–{metric['high']:.2f})"
-
-
-def _number(value: float | int | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _choose(manifest: Manifest, split: str | None) -> list[Study]:
+def _split(manifest: Manifest, split: str | None) -> str | None:
+    """The split that is scored; None for every row."""
     splits = {study.split for study in manifest}
-    if split is None:
-        split = "test" if "test" in splits else None
-    studies = list(manifest) if split is None and splits <= {None} else list(manifest.split(split or "test"))
-    if not studies:
+    if split is None and splits <= {None}:
+        return None
+    split = split or "test"
+    if split not in splits:
         raise ValueError(
-            f"{manifest.path}: no row has split {split or 'test'!r}, the splits are "
+            f"{manifest.path}: no row has split {split!r}, the splits are "
             f"{sorted(name for name in splits if name)}: choose one with --split"
         )
-    return studies
-
-
-def _twins(
-    studies: list[Study], predictions: Mapping[str, Mapping[str, Any]], replicates: int, seed: int
-) -> dict[str, Any]:
-    """Does the report follow the one thing that differs between a study and its twin? Empty without twins."""
-    from vol3d.evaluation.faithfulness import twin_consistency, twin_pairs
-    from vol3d.text.parser import parse_findings
-
-    outputs = {
-        name: parse_findings(row["report"]) for name, row in predictions.items() if isinstance(row.get("report"), str)
-    }
-    if not outputs:
-        return {}
-    studies = [study for study in studies if {study.study, study.meta.get("twin_of", study.study)} <= outputs.keys()]
-    truths = {study.study: parse_findings(study.report or "") for study in studies}
-    pairs = twin_pairs(studies, {name: {finding.key for finding in said} for name, said in outputs.items()})
-    if not pairs:
-        return {}
-    pairs = [
-        replace(pair, sizes_mm=_sizes(outputs, pair), true_sizes_mm=_sizes(truths, pair))
-        if pair.change == "resize"
-        else pair
-        for pair in pairs
-    ]
-    return {"twins": twin_consistency(pairs, replicates=replicates, seed=seed)}
-
-
-def _sizes(findings: Mapping[str, list[Finding]], pair: TwinPair) -> tuple[float, float] | None:
-    """Sizes in mm of the pair's finding before and after, None where either is not told."""
-    sizes = [next((f.size_mm for f in findings[name] if f.key == pair.key), None) for name in (pair.study, pair.twin)]
-    return None if None in sizes else (sizes[0], sizes[1])
+    return split
 
 
 def _page(

@@ -67,9 +67,13 @@ def score_codes(
     options = {"replicates": replicates, "seed": seed}
     result: dict[str, Any] = {}
     if len(kept):
-        parts = _CodeScores(probabilities[:, kept], positive[:, kept], negative[:, kept])
+        parts = CodeScores(probabilities[:, kept], positive[:, kept], negative[:, kept])
         cut = None if thresholds is None else thresholds[kept]
-        estimates = clustered_bootstrap(lambda weights: parts.statistic(weights, cut), patients, **options)
+        fewer = np.minimum(*counts)[kept].astype(int).tolist()  # what an area rests on
+        trials = [len(set(patients))] * len(names) + fewer * len(names)
+        estimates = clustered_bootstrap(
+            lambda weights: parts.statistic(weights, cut), patients, trials=trials, **options
+        )
         result |= dict(zip((f"macro_{name}" for name in names), estimates, strict=False))
         per_code = np.array(estimates[len(names) :], dtype=object).reshape(len(names), len(kept))
         result["per_code"] = {
@@ -125,7 +129,7 @@ def reliability(
     return rows
 
 
-class _CodeScores:
+class CodeScores:
     """The statistic of all codes that can be scored."""
 
     def __init__(self, probabilities: ndarray, positive: ndarray, negative: ndarray) -> None:
@@ -199,7 +203,7 @@ def _blind(probabilities: ndarray, truths: ndarray, patients: Sequence[Hashable]
     if not truths.shape[1]:
         return {"macro_auroc": None, "macro_auprc": None}
     once = np.ones((1, len(patients)))
-    values = [_CodeScores(probabilities[deal], positive, negative).statistic(once, None)[0, :2] for deal in deals]
+    values = [CodeScores(probabilities[deal], positive, negative).statistic(once, None)[0, :2] for deal in deals]
     return dict(zip(("macro_auroc", "macro_auprc"), np.mean(values, axis=0).tolist(), strict=True))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from vol3d.evaluation.intervals import clustered_bootstrap, paired_bootstrap, share, undefined
+from vol3d.evaluation.intervals import cluster_index, clustered_bootstrap, paired_bootstrap, share, undefined
 
 Keys = Sequence[AbstractSet[str]]
 """One set of finding keys a study."""
@@ -86,6 +86,11 @@ class Counts:
         columns += [_ratio(2 * hit, reported + true), _ratio(hit, reported), _ratio(hit, true)]
         return np.stack(columns, axis=1)
 
+    def by_study(self) -> ndarray:
+        """(studies,), F1 of each study's keys; 1 where truth and output agree that there is none."""
+        hit = (self.true * self.predicted).sum(1)
+        return _ratio(2 * hit, self.true.sum(1) + self.predicted.sum(1), empty=1.0)
+
 
 MACRO_MICRO = list(DEFINITIONS)[:6]
 
@@ -118,8 +123,9 @@ def score_findings(
     if len(patients) != len(truths):
         raise ValueError(f"{len(truths)} studies, {len(patients)} patients: give one patient a study")
     options = {"replicates": replicates, "seed": seed}
+    ill = len({patient for patient, row in zip(patients, counts.true, strict=True) if row.any()})
     scores: dict[str, Any] = dict(
-        zip(MACRO_MICRO, clustered_bootstrap(counts.statistic, patients, **options), strict=True)
+        zip(MACRO_MICRO, clustered_bootstrap(counts.statistic, patients, trials=ill, **options), strict=True)
     )
     if not counts.support.any():
         for name in MACRO_MICRO:
@@ -160,7 +166,7 @@ def compare_findings(
     one, two = Counts.of(truths, first, classes), Counts.of(truths, second, classes)
     differences = paired_bootstrap(one.statistic, two.statistic, patients, replicates=replicates, seed=seed)
     result: dict[str, Any] = dict(zip(MACRO_MICRO, differences, strict=True))
-    gap = _study_f1(one) - _study_f1(two)
+    gap = one.by_study() - two.by_study()
     return result | {"wins": int((gap > 0).sum()), "losses": int((gap < 0).sum()), "ties": int((gap == 0).sum())}
 
 
@@ -169,11 +175,6 @@ def study_f1(truth: AbstractSet[str], predicted: AbstractSet[str]) -> float:
     if not truth and not predicted:
         return 1.0
     return 2 * len(truth & predicted) / (len(truth) + len(predicted))
-
-
-def _study_f1(counts: Counts) -> ndarray:
-    hit = (counts.true * counts.predicted).sum(1)
-    return _ratio(2 * hit, counts.true.sum(1) + counts.predicted.sum(1), empty=1.0)
 
 
 def _matrix(keys: Keys, column: dict[str, int]) -> ndarray:
@@ -197,7 +198,9 @@ def _per_finding(counts: Counts, patients: Sequence[Hashable], options: dict[str
         f1 = np.where(true > 0, _ratio(2 * hit, reported + true), np.nan)
         return np.concatenate([part[:, kept] for part in (f1, _ratio(hit, reported), _ratio(hit, true))], axis=1)
 
-    estimates = clustered_bootstrap(statistic, patients, **options)
+    who = cluster_index(patients)
+    true, said = ([len(set(who[table[:, i] > 0].tolist())) for i in kept] for table in (counts.true, counts.predicted))
+    estimates = clustered_bootstrap(statistic, patients, trials=[*true, *said, *true], **options)
     result = {}
     for place, i in enumerate(kept):
         f1, precision, recall = (estimates[place + part * len(kept)] for part in range(3))

@@ -9,9 +9,11 @@ import numpy as np
 
 from vol3d.evaluation.intervals import share, undefined
 from vol3d.evaluation.metrics.boxes import score_boxes
+from vol3d.evaluation.metrics.text import score_text
 
 DEFINITIONS = {
     "region_accuracy": "share of boxes whose content is named rightly",
+    "region_m3d_bleu": "M3D-Bench's BLEU-1 of the names, mean over boxes (region_rouge_1 likewise)",
     "absent_silent": "share of phrases for what is not there that are answered by no box (score below 0.5)",
 }
 Boxes = Mapping[str, Sequence[float | int]]
@@ -45,6 +47,7 @@ def score_grounding(
     result: dict[str, Any] = score_boxes([t for _, t, _ in pairs], [p for _, _, p in pairs], who, **options)
     right = [(study, r) for study, values in enumerate(_right(regions, predictions, names)) for r in values]
     result["region_accuracy"] = _share(right, patients, options)
+    result |= _wording(regions, predictions, patients, names, options)
     result["absent_silent"] = _share(absent, patients, options)
     if blind is not None:
         pairs = _pair(truths, blind, threshold)
@@ -87,6 +90,27 @@ def _right(
 ) -> list[list[float]]:
     pairs = [zip(boxes, row["regions"], strict=True) for boxes, row in zip(regions, predictions, strict=True)]
     return [[float(box["label"] == said["answer"]) for box, said in row if box["label"] in names] for row in pairs]
+
+
+def _wording(
+    regions: Sequence[Sequence[Mapping[str, Any]]],
+    predictions: Sequence[Mapping[str, Any]],
+    patients: Sequence[Hashable],
+    names: Collection[str],
+    options: dict[str, int],
+) -> dict[str, Any]:
+    """How alike the names given to boxes are to the true ones, as M3D-Bench judges generated expressions."""
+    rows = [
+        (box["label"], said["answer"], patient)
+        for boxes, row, patient in zip(regions, predictions, patients, strict=True)
+        for box, said in zip(boxes, row["regions"], strict=True)
+        if box["label"] in names
+    ]
+    if not rows:
+        return {}
+    truths, said, who = zip(*rows, strict=True)
+    scores = score_text(truths, said, who, **options)
+    return {f"region_{name}": scores[name] for name in ("m3d_bleu", "rouge_1")}
 
 
 def _share(

@@ -17,6 +17,8 @@ from vol3d.types import Spacing
 DEFINITIONS = {
     "organ_dice": "mean Dice over the organs that are there",
     "finding_dice": "mean Dice over the findings that are there",
+    "organ_m3d_soft_dice": "M3D-Bench's soft Dice over the organs (finding_m3d_soft_dice: the findings), of the kept "
+    "probabilities, which are in steps of 1/15",
     "absent_silent": "share of prompts for what is not there that are answered by an empty mask",
     "present_found": "share of prompts for what is there that are answered by any mask",
 }
@@ -44,6 +46,7 @@ def score_prompts(
     studies: Sequence[str],
     patients: Sequence[Hashable],
     *,
+    probabilities: Callable[[str, str], ndarray | None] | None = None,
     replicates: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -51,6 +54,7 @@ def score_prompts(
 
     Args:
         predicted: (study, label) → its mask, None when it was not predicted.
+        probabilities: (study, label) → of each voxel, for M3D-Bench's soft Dice; without them there is none.
         studies, patients: all that were predicted; "blind" is the Dice of another patient's mask of the same label.
 
     Raises:
@@ -72,7 +76,9 @@ def score_prompts(
         if not ask.truth.any():
             absent.append((patient_of[ask.study], float(not mask.any())))
             continue
-        row = mask_scores(mask, ask.truth, ask.spacing)
+        soft = None if probabilities is None else probabilities(ask.study, ask.label)
+        row = mask_scores(mask, ask.truth, ask.spacing, probabilities=soft)
+        row["m3d_soft_dice"] = None if soft is None else row["m3d_soft_dice"]
         other = predicted(deal[ask.study], ask.label) if deal else None
         row["blind"] = None if other is None or other.shape != ask.truth.shape else _dice(other, ask.truth)
         rows.append(row | {"label": ask.label, "finding": ask.finding, "study": ask.study, "found": float(mask.any())})
@@ -83,16 +89,16 @@ def _scores(
     rows: list[dict[str, Any]], absent: list[tuple[Hashable, float]], patients: list[Hashable], options: dict[str, int]
 ) -> dict[str, Any]:
     result = score_segmentation(rows, patients, **options) if rows else {}
-    # A thresholded mask has no soft Dice; M3D-Bench's number needs probabilities.
-    result = {name: value for name, value in result.items() if name != "m3d_soft_dice"}
-    kinds = {"dice": None, "organ_dice": False, "finding_dice": True}
     blindly: dict[str, float | None] = {}
-    for name, finding in kinds.items():
+    for kind, finding in {"": None, "organ_": False, "finding_": True}.items():
         some = [i for i, row in enumerate(rows) if finding is None or row["finding"] is finding]
-        values, who = np.array([rows[i]["dice"] for i in some]), [patients[i] for i in some]
-        result[name] = mean_score(values, who, **options) if some else undefined("no such prompt")
+        for metric in ("dice", "m3d_soft_dice"):
+            known = [i for i in some if rows[i][metric] is not None]
+            values, who = np.array([rows[i][metric] for i in known]), [patients[i] for i in known]
+            why = "no such prompt" if metric == "dice" else "no probabilities were kept with the masks"
+            result[kind + metric] = mean_score(values, who, **options) if known else undefined(why)
         dealt = [rows[i]["blind"] for i in some if rows[i]["blind"] is not None]
-        blindly[name] = float(np.mean(dealt)) if dealt else None
+        blindly[f"{kind}dice"] = float(np.mean(dealt)) if dealt else None
     found = np.array([row["found"] for row in rows])
     silent, others = np.array([value for _, value in absent]), [patient for patient, _ in absent]
     result["present_found"] = share(found, np.ones(len(found)), patients, **options) if rows else undefined("no prompt")

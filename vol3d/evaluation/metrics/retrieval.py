@@ -33,7 +33,8 @@ def score_retrieval(
     distinct: Sequence[Hashable] | None = None,
     pool: int = 100,
     pools: int = 20,
-    ks: Sequence[int] = (1, 5, 10),
+    ks: Sequence[int] = (1, 5, 8, 10),
+    other_pools: Sequence[int] = (),
     replicates: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def score_retrieval(
         distinct: what each study's text says (itself, a set of findings): of the studies that say the same, one drawn
             at random takes part in a pool. Without it a pool may hold texts that say the same.
         pool: how many studies compete; pools: how often they are drawn.
+        other_pools: further sizes, scored from volume to text under "by_pool" where there are that many texts.
 
     Returns:
         {"image_to_text": {"recall@1", …, "mrr"}, "text_to_image": {…}, "pool", "pools", "studies", "distinct" (how many
@@ -72,29 +74,66 @@ def score_retrieval(
     result["distinct"] = groups
     if size < 2:
         return result | {f"recall@{k}": undefined("one text: nothing to choose from") for k in ks}
-    same = _same_text(reports, studies)
-    result["duplicates"] = int((same.sum(1) > 1).sum())
-    similarity = _unit(images) @ _unit(texts).T
+    same = np.arange(studies) if reports is None else text_numbers(reports)
+    result["duplicates"] = int((np.bincount(same)[same] > 1).sum())
+    sides = unit_rows(images), unit_rows(texts)
     rng = np.random.default_rng(seed)
     draws = [_draw(group, size, rng) for _ in range(result["pools"])]
-    names = [*(f"recall@{k}" for k in ks), "mrr"]
-    for direction, table in zip(DIRECTIONS, (similarity, similarity.T), strict=True):
-        sums, times = np.zeros((studies, len(names))), np.zeros(studies)
-        for drawn in draws:
-            sums[drawn] += rank_scores(table[np.ix_(drawn, drawn)], same[np.ix_(drawn, drawn)], ks)
-            times[drawn] += 1
-
-        def statistic(weights: ndarray, sums: ndarray = sums, times: ndarray = times) -> ndarray:
-            total = (weights @ times)[:, None]
-            return np.divide(weights @ sums, total, out=np.full((len(weights), len(names)), np.nan), where=total > 0)
-
-        estimates = clustered_bootstrap(statistic, patients, replicates=replicates, seed=seed)
+    names, people = [*(f"recall@{k}" for k in ks), "mrr"], len(set(patients))
+    for direction, pair in zip(DIRECTIONS, (sides, sides[::-1]), strict=True):
+        statistic = PoolScores(*pair, same, draws, ks).statistic
+        estimates = clustered_bootstrap(statistic, patients, trials=people, replicates=replicates, seed=seed)
         result[direction] = dict(zip(names, estimates, strict=True))
     chance = np.zeros(len(names))
     for drawn in draws:
-        chance += rank_scores(np.zeros((size, size)), same[np.ix_(drawn, drawn)], ks).mean(0) / len(draws)
+        own = same[drawn]
+        chance += rank_scores(np.zeros((size, size)), own[:, None] == own, ks).mean(0) / len(draws)
     result["baselines"] = {"chance": dict(zip(names, chance.tolist(), strict=True))}
+    result["by_pool"] = {}
+    for other in sorted({size for size in other_pools if 2 <= size <= groups}):
+        draws = [_draw(group, other, rng) for _ in range(pools if other < studies else 1)]
+        estimates = clustered_bootstrap(
+            PoolScores(*sides, same, draws, ks).statistic, patients, trials=people, replicates=replicates, seed=seed
+        )
+        result["by_pool"][str(other)] = dict(zip(names, estimates, strict=True))
     return result | result[DIRECTIONS[0]]
+
+
+class PoolScores:
+    """What each query scored in the pools it took part in; only a pool's similarities are in memory at once.
+
+    Args:
+        queries, items: unit vectors, one row a study. same: a number for each study's text, equal for equal texts.
+        draws: the studies of each pool.
+
+    Shape:
+        sums: (studies, scores), summed over pools. times: (studies,), how many pools.
+    """
+
+    def __init__(
+        self, queries: ndarray, items: ndarray, same: ndarray, draws: Sequence[ndarray], ks: Sequence[int]
+    ) -> None:
+        self.sums, self.times = np.zeros((len(queries), len(ks) + 1)), np.zeros(len(queries))
+        for drawn in draws:
+            right = same[drawn][:, None] == same[drawn]
+            self.sums[drawn] += rank_scores(queries[drawn] @ items[drawn].T, right, ks)
+            self.times[drawn] += 1
+
+    def statistic(self, weights: ndarray) -> ndarray:
+        """(replicates, scores): the mean over queries, each counted as often as it was drawn."""
+        total = (weights @ self.times)[:, None]
+        sums = weights @ self.sums
+        return np.divide(sums, total, out=np.full(sums.shape, np.nan), where=total > 0)
+
+
+def pools_of(
+    reports: Sequence[str], *, pool: int = 100, pools: int = 20, seed: int = 0
+) -> tuple[ndarray, list[ndarray]]:
+    """A number for each text, equal for equal ones, and the pools in which studies of different texts compete."""
+    same = text_numbers(reports)
+    size = min(pool, len(set(same.tolist())))
+    rng = np.random.default_rng(seed)
+    return same, [_draw(same, size, rng) for _ in range(pools if size < len(reports) else 1)]
 
 
 def _draw(group: ndarray, size: int, rng: np.random.Generator) -> ndarray:
@@ -135,16 +174,12 @@ def _all_wrong(tied: ndarray, matches: ndarray, seen: ndarray) -> ndarray:
     return chance
 
 
-def _same_text(reports: Sequence[str] | None, studies: int) -> Bool[ndarray, "studies studies"]:
-    if reports is None:
-        return np.eye(studies, dtype=bool)
-    numbers: dict[str, int] = {}
-    index: Shaped[ndarray, " studies"] = np.array(
-        [numbers.setdefault(" ".join(text.lower().split()), len(numbers)) for text in reports]
-    )
-    return index[:, None] == index[None, :]
+def text_numbers(reports: Sequence[str]) -> Shaped[ndarray, " studies"]:
+    """A number for each text, equal where they differ in nothing but case and spaces."""
+    return cluster_index([" ".join(text.lower().split()) for text in reports])
 
 
-def _unit(table: ndarray) -> ndarray:
+def unit_rows(table: ndarray) -> ndarray:
+    """Each row at length 1; a row of zeros stays."""
     length = np.linalg.norm(table, axis=1, keepdims=True)
     return np.divide(table, length, out=np.zeros_like(table), where=length > 0)

@@ -67,7 +67,7 @@ def score_outcome(
         raise ValueError(f"study {bad}: time is {days[bad]}, risk is {risk[bad]}: leave out studies without either")
     options = {"replicates": replicates, "seed": seed}
     result: dict[str, Any] = {"events": int(events.sum()), "studies": len(days)}
-    pairs = _Pairs(days, events, risk)
+    pairs = Concordance(days, events, risk)
     estimates = clustered_bootstrap(pairs.both, patients, **options)
     for name, estimate in zip(("c_index", "c_index_ipcw"), estimates, strict=True):
         result[name] = estimate
@@ -106,7 +106,7 @@ def score_outcomes(
     }
     everyone = [patient for name in outcomes for patient in patients[name]]
     ends = np.cumsum([len(patients[name]) for name in outcomes])
-    tables = [_Pairs(days, events, risk) for days, events, risk, _ in outcomes.values()]
+    tables = [Concordance(days, events, risk) for days, events, risk, _ in outcomes.values()]
 
     def statistic(weights: ndarray) -> ndarray:
         parts = np.split(weights, ends[:-1], axis=1)
@@ -133,19 +133,19 @@ def _blind(
     except ValueError as error:
         return {"c_index": None, "c_index_ipcw": None, "note": str(error)}
     once = np.ones((1, len(days)))
-    values = np.mean([_Pairs(days, events, risk[deal]).both(once)[0] for deal in deals], axis=0)
+    values = np.mean([Concordance(days, events, risk[deal]).both(once)[0] for deal in deals], axis=0)
     names = ("c_index", "c_index_ipcw")
     return {name: None if np.isnan(value) else float(value) for name, value in zip(names, values, strict=True)}
 
 
 def c_index_ipcw(days: Vector, events: Bool[ndarray, " _studies"], risk: Vector) -> float:
     """Uno's C-index over the whole follow-up, NaN without a comparable pair."""
-    return float(_Pairs(days, events, risk).both(np.ones((1, len(days))))[0, 1])
+    return float(Concordance(days, events, risk).both(np.ones((1, len(days))))[0, 1])
 
 
 def c_index(days: Vector, events: Bool[ndarray, " _studies"], risk: Vector) -> float:
     """Harrell's C-index, NaN without a comparable pair."""
-    return float(_Pairs(days, events, risk).statistic(np.ones((1, len(days))))[0])
+    return float(Concordance(days, events, risk).statistic(np.ones((1, len(days))))[0])
 
 
 def censoring_curve(
@@ -161,8 +161,9 @@ def censoring_curve(
     return np.cumprod(kept, axis=1)[:, place]
 
 
-class _Pairs:
-    """Comparable pairs, in blocks of columns so that 10,000 studies need no table of 100 million."""
+class Concordance:
+    """Pairs of studies of which one surely had the event first, in blocks of columns so that 10,000 studies need no
+    table of 100 million."""
 
     def __init__(self, days: ndarray, events: ndarray, risk: ndarray) -> None:
         self.days, self.events, self.risk = days, events, risk
@@ -179,14 +180,30 @@ class _Pairs:
         good, total = np.zeros((2, len(weights))), np.zeros((2, len(weights)))
         for start in range(0, len(self.days), _BLOCK):
             part = slice(start, start + _BLOCK)
-            first, comparable = self.events[part, None], self.days[part, None] < self.days
-            comparable = first & (comparable | ((self.days[part, None] == self.days) & ~self.events))
-            right = comparable * np.where(self.risk[part, None] == self.risk, 0.5, self.risk[part, None] > self.risk)
+            comparable, right = self._compared(part)
             wins, pairs = light @ right.T.astype(np.float32), light @ comparable.T.astype(np.float32)
             for row, own in enumerate((light[:, part], uno[:, part])):
                 good[row] += (own * wins).sum(1, dtype=np.float64)
                 total[row] += (own * pairs).sum(1, dtype=np.float64)
         return np.divide(good, total, out=np.full(total.shape, np.nan), where=total > 0).T
+
+    def by_study(self) -> ndarray:
+        """(studies,), the share of each study's comparable pairs that are in the right order; NaN without a pair."""
+        good, total = np.zeros((2, len(self.days)))
+        for start in range(0, len(self.days), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            comparable, right = self._compared(part)
+            for sums, table in ((good, right), (total, comparable)):
+                sums[part] += table.sum(1)
+                sums += table.sum(0)
+        return np.divide(good, total, out=np.full(len(good), np.nan), where=total > 0)
+
+    def _compared(self, part: slice) -> tuple[ndarray, ndarray]:
+        """(block, studies): which pairs are comparable with the block's study first, and how right each of them is."""
+        first, comparable = self.events[part, None], self.days[part, None] < self.days
+        comparable = first & (comparable | ((self.days[part, None] == self.days) & ~self.events))
+        ranked = np.where(self.risk[part, None] == self.risk, 0.5, self.risk[part, None] > self.risk)
+        return comparable, comparable * ranked
 
 
 class _Horizon:

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from vol3d.evaluation.intervals import clustered_bootstrap, paired_bootstrap
+from vol3d.evaluation.intervals import clustered_bootstrap
 
 ORDER = 4
 TEXT_METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "m3d_bleu", "rouge_1", "rouge_2", "rouge_l")
@@ -65,21 +65,6 @@ def score_text(
     statistic = TextCounts(truths, predicted).statistic
     estimates = clustered_bootstrap(statistic, patients, replicates=replicates, seed=seed)
     return dict(zip(TEXT_METRICS, estimates, strict=True))
-
-
-def compare_text(
-    truths: Sequence[str],
-    first: Sequence[str],
-    second: Sequence[str],
-    patients: Sequence[Hashable],
-    *,
-    replicates: int = 1000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Two models on the same studies: difference first − second of each of TEXT_METRICS with interval and p."""
-    one, two = TextCounts(truths, first), TextCounts(truths, second)
-    differences = paired_bootstrap(one.statistic, two.statistic, patients, replicates=replicates, seed=seed)
-    return dict(zip(TEXT_METRICS, differences, strict=True))
 
 
 class TextCounts:

@@ -1,0 +1,142 @@
+"""Each task's comparison of two models: known differences by hand or by the task's own score."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from vol3d.data.batch import Sample
+from vol3d.data.study import Study
+from vol3d.evaluation.compare_page import render
+from vol3d.evaluation.compare_tasks import COMPARISONS
+from vol3d.evaluation.metrics.survival import c_index, c_index_ipcw
+from vol3d.evaluation.sides import Sides
+from vol3d.volume.runs import encode_runs
+
+COUNT = 40
+RNG = np.random.default_rng(0)
+
+
+def study(number, **fields):
+    return Study(study=f"s{number}", image=Path("x.nii.gz"), patient=f"p{number}", **fields)
+
+
+def rows(values):
+    return {f"s{number}": value for number, value in enumerate(values)}
+
+
+def compared(task, studies, first, second, **options):
+    block = COMPARISONS[task](Sides(studies, rows(first), rows(second), replicates=200, **options))
+    assert block["wins"] + block["ties"] + block["losses"] > 0
+    assert block["counted"]
+    return block
+
+
+def test_retrieval():
+    texts = np.eye(COUNT)
+    studies = [study(i, report=f"Report number {i}.") for i in range(COUNT)]
+    right = [{"retrieval": {"volume": row.tolist(), "text": row.tolist()}} for row in texts]
+    wrong = [
+        {"retrieval": {"volume": texts[(i + 1) % COUNT].tolist(), "text": row.tolist()}} for i, row in enumerate(texts)
+    ]
+    got = compared("retrieval", studies, right, wrong)
+    assert (got["recall@1"]["first"], got["recall@1"]["second"], got["recall@1"]["value"]) == (1, 0, 1)
+    assert got["recall@1"]["p"] < 0.05
+    assert got["text_to_image recall@1"]["value"] == 1
+    assert (got["wins"], got["losses"]) == (COUNT, 0)
+
+
+def test_zero_shot():
+    truth = RNG.random((COUNT, 2)) < 0.4
+    names = ["ascites", "gallstones"]
+    studies = [study(i, labels_known=dict(zip(names, map(int, row), strict=True))) for i, row in enumerate(truth)]
+    sides = [truth + RNG.normal(0, spread, truth.shape) for spread in (0.3, 3)]
+    said = [[{"zero_shot": dict(zip(names, row.tolist(), strict=True))} for row in side] for side in sides]
+    got = compared("zero_shot", studies, *said)
+    expected = [np.mean([roc_auc_score(truth[:, j], side[:, j]) for j in range(2)]) for side in sides]
+    assert [got["macro_auroc"]["first"], got["macro_auroc"]["second"]] == pytest.approx(expected)
+    assert got["macro_auroc"]["p"] < 0.05
+    assert (got["wins"], got["counted"]) == (2, "findings")
+    assert COMPARISONS["zero_shot"](Sides([study(0)], rows(said[0][:1]), rows(said[1][:1]))) == {}
+
+
+def test_one_label_only_is_undefined():
+    studies = [study(i, labels_known={"ascites": 1}) for i in range(4)]
+    said = [{"zero_shot": {"ascites": float(i)}} for i in range(4)]
+    got = COMPARISONS["zero_shot"](Sides(studies, rows(said), rows(said), replicates=20))
+    assert got["macro_auroc"]["note"] == "no name has both a positive and a negative study"
+
+
+def test_outcomes():
+    days, events = RNG.integers(1, 1000, COUNT).astype(float), RNG.random(COUNT) < 0.7
+    studies = [
+        study(i, outcomes={"death": {"time": t, "event": int(e)}})
+        for i, (t, e) in enumerate(zip(days, events, strict=True))
+    ]
+    risks = [-days + RNG.normal(0, spread, COUNT) for spread in (50, 5000)]
+    said = [[{"outcomes": {"death": {"risk": float(risk)}}} for risk in side] for side in risks]
+    got = compared("outcomes", studies, *said)
+    for name, score in (("c_index", c_index), ("c_index_ipcw", c_index_ipcw)):
+        assert [got[name]["first"], got[name]["second"]] == pytest.approx([score(days, events, risk) for risk in risks])
+    assert got["c_index"]["low"] > 0
+    assert got["wins"] > got["losses"]
+
+
+def boxed(low, high):
+    mask = np.zeros((8, 8, 8), dtype=bool)
+    mask[low:high, 2:6, 2:6] = True
+    return mask
+
+
+def test_masks():
+    labels = boxed(2, 6).astype(np.int16)
+    found = study(0, mask=Path("m.nii.gz"), mask_labels={"liver": 1, "spleen": 2})
+    sample = Sample(found, torch.zeros(1, 8, 8, 8), torch.eye(4, dtype=torch.float64), torch.from_numpy(labels))
+    said = [
+        [{"segmentation": {name: {"runs": encode_runs(mask)} for name in ("liver", "spleen")}}]
+        for mask in (boxed(2, 6), boxed(4, 8))
+    ]
+    got = compared("segmentation", [found], *said, samples=(lambda _: sample, lambda _: sample))
+    assert (got["dice"]["first"], got["dice"]["second"]) == (1, 0.5)
+    assert (got["wins"], got["ties"]) == (1, 0)  # the absent spleen is left out
+    assert COMPARISONS["segmentation"](Sides([found], rows(said[0]), rows(said[1]))) == {}
+
+
+def test_boxes_and_their_names():
+    truth = {"label": "ascites", "min_mm": [0, 0, 0], "max_mm": [2, 2, 2]}
+    studies = [study(i, boxes=[truth]) for i in range(3)]
+    half = truth | {"min_mm": [1, 0, 0], "max_mm": [3, 2, 2], "score": 0.9}
+    first = [{"boxes": [truth | {"score": 0.9}], "regions": [{"answer": "ascites"}]}] * 3
+    second = [{"boxes": [half], "regions": [{"answer": "gallstones"}]}] * 3
+    got = compared("grounding", studies, first, second)
+    assert got["iou"]["second"] == pytest.approx(1 / 3)
+    assert got["m3d_hull_iou"]["second"] == pytest.approx(1 / 3, abs=1e-5)
+    assert got["region_accuracy"]["value"] == 1
+    unsure = [{"boxes": [half | {"score": 0.4}], "regions": []}] * 3
+    assert compared("grounding", studies, first, unsure)["iou"]["second"] == 0
+
+
+def test_open_questions():
+    asked = {"question": "Where?", "answer": "in the liver"}
+    studies = [study(i, questions=[asked]) for i in range(4)]
+    said = [[{"answers": [{"question": "Where?", "answer": text}]}] * 4 for text in ("In the liver.", "liver spleen")]
+    got = compared("vqa_open", studies, *said)
+    assert got["exact_match"]["value"] == 1
+    assert got["token_f1"]["second"] == pytest.approx(0.5)
+    assert got["wins"] == 4
+
+
+def test_the_page_of_a_comparison():
+    tasks = {
+        "segmentation": {
+            "hd95_mm": {"value": -1.0, "low": -2.0, "high": -0.5, "p": 0.001, "p_holm": 0.002, "first": 3, "second": 4},
+            "dice": {"value": 0.02, "low": -0.01, "high": 0.04, "p": 0.2, "p_holm": 0.2, "first": 0.8, "second": 0.78},
+            "wins": 3, "ties": 1, "losses": 2, "counted": "masks",
+        }
+    }  # fmt: skip
+    html = render({"first": "a", "second": "b", "studies": 6, "left_out": [], "scores": 2, "notes": [], "tasks": tasks})
+    assert "better in 1 and worse in 0; in the other 1 the two cannot be told apart" in html
+    assert "3 wins, 1 ties, 2 losses of the first model, by masks" in html
+    assert html.index("Dice") < html.index("HD95")  # the headline first

@@ -1,0 +1,74 @@
+"""The faithfulness suite: models that look pass every probe, and whatever does not look is caught by every one."""
+
+import pytest
+from toy_models import LEFT, NORMAL, RIGHT, Answers, Codes, Says, believes, named, sampler, toy, words
+
+from vol3d.evaluation.controls import against_control, verdict
+from vol3d.evaluation.probing import PROBES
+from vol3d.evaluation.run import evaluate
+from vol3d.evaluation.summary import summary
+
+STUDIES = 60
+TEXT_PROBES = {*PROBES, "image_dependence"} - {"contrast_phase"}  # the small world has no organ masks
+BLIND = {
+    "always the same": words([LEFT]),
+    "both sides always": words([LEFT, RIGHT]),
+    "always normal": NORMAL,
+    "silent": "",
+    "text prior, sampled": sampler(),
+    "text prior, by name": named,
+    "believes the prompt": believes,
+}
+
+
+def probed(folder, *tasks, **options):
+    model, manifest = toy(*tasks, count=STUDIES)
+    result = evaluate(model, manifest, out=folder, probes=True, replicates=200, batch_size=30, **options)
+    return result["faithfulness"], result
+
+
+def test_models_that_look_pass_every_probe(tmp_path):
+    found, result = probed(tmp_path, Says(), Answers(), Codes())
+    assert {kind: block["caught"] for kind, block in found.items()} == {"report": [], "vqa": [], "codes": []}
+    report = found["report"]
+    assert report["not_judged"].keys() == {"contrast_phase"}
+    assert report["mirror"]["value"] == report["blank"]["value"] == report["image_dependence"]["value"] == 1
+    assert report["mirror"]["over_control"]["value"] == 1
+    assert report["claim"] == report["claim"] | {"value": 1, "control": 0}
+    assert found["vqa"]["erase"]["value"] == 1
+    assert found["codes"]["shuffled"]["over_control"]["low"] > 0
+    assert "probes, report: looks at the image" in summary(result)
+    page = (tmp_path / "evaluation.html").read_text()
+    assert "above the control in all" in page
+    assert "Not judged: other contrast phase" in page
+
+
+@pytest.mark.parametrize("says", BLIND.values(), ids=BLIND)
+def test_whatever_does_not_look_is_caught_by_every_probe(tmp_path, says):
+    found, result = probed(tmp_path, Says(says))
+    assert set(found["report"]["caught"]) == TEXT_PROBES
+    assert "no sign of looking in blank" in summary(result)
+
+
+def test_answers_and_codes_that_do_not_look_are_caught(tmp_path):
+    found, _ = probed(tmp_path, Answers(looks=False), Codes(looks=False))
+    for kind in ("vqa", "codes"):
+        judged = TEXT_PROBES - {"claim", "confusable"} - found[kind]["not_judged"].keys()
+        assert set(found[kind]["caught"]) == judged
+        assert {"blank", "shuffled", "noise", "image_dependence"} <= judged
+
+
+def test_one_that_says_something_else_each_time_reacts_as_much_to_nothing():
+    """Why no fixed bound will do: "erased and gone" is 0.6 for a model that draws, and so is its control."""
+    hits, control = [1, 1, 0, 1, 0] * 12, [1, 0, 1, 1, 0] * 12
+    got = against_control(hits, control, [1] * 60, range(60))
+    assert got["low"] > 0.4
+    assert got["control"] == got["value"] == 0.6
+    assert verdict(got) == "caught"
+
+
+def test_few_patients_prove_nothing():
+    looks = [against_control([1] * n, [0] * n, [1] * n, range(n)) for n in (3, 7, 8)]
+    assert [verdict(score) for score in looks] == ["caught", "caught", "looks"]
+    assert looks[0]["over_control"]["p"] == 0.25
+    assert verdict(against_control([1, 1], [0, 0], [1, 1], ["a", "a"])) == "not judged"

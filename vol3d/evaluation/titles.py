@@ -1,0 +1,80 @@
+"""How the pages name scores and write numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+
+TITLES = {
+    "finding_f1": "Finding F1",
+    "finding_precision": "Precision",
+    "finding_recall": "Recall",
+    "finding_f1_micro": "Finding F1, micro",
+    "finding_precision_micro": "Precision, micro",
+    "finding_recall_micro": "Recall, micro",
+    "laterality_accuracy": "Side correct",
+    "exact_match": "All findings right",
+    "macro_f1": "Macro F1",
+    "classes": "Findings scored",
+    "m3d_bleu": "BLEU-1, M3D",
+    "rouge_l": "ROUGE-L",
+    "changed": "Changed finding changes",
+    "unchanged": "Nothing else changes",
+    "both": "Both at once",
+    "sb": "Stubborn",
+    "ig": "Ignorant",
+    "id": "Indecisive",
+    "image_dependence": "Dependence on the image",
+    "prior_mentions": "Compares with an exam that is not there",
+    "blank": "Silent on an empty volume",
+    "mirror": "Sides turn with the mirror",
+    "erase": "Erased finding is gone",
+    "same_findings": "Same findings",
+    "f1_change": "Change of F1",
+    "shift_hu": "HU shift",
+    "hd95_mm": "HD95 (mm)",
+    "nsd": "NSD",
+    "c_index": "C-index",
+    "mrr": "MRR",
+    "shuffled": "Another patient's volume changes it",
+    "claim": "Keeps to the image against the prompt",
+    "confusable": "Tells look-alike studies apart",
+    "same_answers": "Same answers",
+    "same_codes": "Same codes",
+    "thick_slices": "Thick slices",
+    "contrast_phase": "Other contrast phase",
+}
+TASKS = {
+    "report": "Report",
+    "retrieval": "Retrieval",
+    "codes": "Codes",
+    "segmentation": "Segmentation",
+    "vqa_closed": "Closed questions",
+    "vqa_open": "Open questions",
+    "grounding": "Grounding",
+    "outcomes": "Outcomes",
+    "zero_shot": "Zero-shot findings",
+    "vqa": "Questions",
+}
+LOWER_IS_BETTER = {"sb", "ig", "id", "prior_mentions", "hd95_mm", "volume_error_ml", "ece", "brier"}
+
+
+def format_score(value: float | int | None, digits: int = 2) -> str:
+    """Two decimals, as a radiologist would say it; "–" for what is not known; enough digits for big numbers."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.{digits}f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def title_of(name: str) -> str:
+    """A metric's name as the page shows it ("recall@1" → "R@1")."""
+    if name in TITLES:
+        return TITLES[name]
+    if name.startswith("text_to_image "):
+        return f"{title_of(name.removeprefix('text_to_image '))}, text to image"
+    text = name.replace("_", " ").replace("recall@", "R@")
+    for short in ("bleu", "rouge", "auroc", "auprc", "iou", "ece", "m3d"):
+        text = re.sub(rf"\b{short}\b", short.upper(), text)
+    text = text.replace("IOU", "IoU")
+    text = re.sub(r"\b(BLEU|ROUGE) (\w)\b", r"\1-\2", text)
+    return text[:1].upper() + text[1:]
