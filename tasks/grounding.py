@@ -15,7 +15,8 @@ from vol3d.data.study import Study
 from vol3d.model.asking import check_box, mask_boxes
 from vol3d.model.box_prompts import BoxAsk, boxes_of, draw_boxes, hulls, jitter_boxes, main_parts, masks_of, stack_boxes
 from vol3d.model.interfaces import Evidence, Features, Task, TaskOutput
-from vol3d.model.mask_decoder import Answers, PromptDecoder, Prompts, Seen, boxes_to_mm, boxes_to_shares
+from vol3d.model.mask_decoder import Answers, PromptDecoder, Prompts, Seen
+from vol3d.model.places import boxes_to_mm, boxes_to_shares
 from vol3d.model.text_prompt import PhraseEncoder, wordings
 from vol3d.model.volume_lm import VolumeLM
 from vol3d.text.parser import parse_mentions
@@ -112,7 +113,7 @@ class Grounding(Task):
 
     def _named(self, seen: Seen, boxes: Tensor, names: Sequence[str]) -> Tensor:
         """Logits (batch, boxes, names) of what each box (RAS mm) holds."""
-        tokens = self.name(self.decoder(seen, Prompts(boxes=boxes)).tokens)
+        tokens = self.name(self.decoder.ask(seen, Prompts(boxes=boxes))[0][:, :, 0])
         vectors = self.text.embed([wordings(name)[0] for name in names])
         return tokens @ torch.stack(list(vectors.values())).T / tokens.shape[-1] ** 0.5
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from vol3d.data.batch import Batch
 from vol3d.data.study import Study
 from vol3d.model.asking import Ask, asks_of, correct, draw_asks, show, simulate, truth_of, truths_of
-from vol3d.model.interfaces import Features, Task, TaskOutput
+from vol3d.model.interfaces import Evidence, Features, Task, TaskOutput
 from vol3d.model.mask_decoder import Answers, PromptDecoder, Prompts, Seen
 from vol3d.model.text_prompt import LanguagePrompt, PhraseEncoder, is_finding, wordings
 from vol3d.model.volume_lm import VolumeLM

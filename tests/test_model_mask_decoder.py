@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import world
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 import vol3d
 from vol3d.data.batch import Batch, collate
 from vol3d.model.asking import asks_of, click_inside, correct, mask_boxes, show, simulate, truth_of
-from vol3d.model.mask_decoder import PromptDecoder, Prompts, boxes_to_mm, boxes_to_shares, finer_maps, to_shares
+from vol3d.model.mask_decoder import PromptDecoder, Prompts
+from vol3d.model.pixel_decoder import finer_maps
+from vol3d.model.places import boxes_to_mm, boxes_to_shares, to_shares
 from vol3d.model.text_prompt import LanguagePrompt, PhraseEncoder, phrase_features, wordings
 from vol3d.training.losses import box_loss, deep_mask_loss, dice_loss, generalised_iou, mask_loss
 from vol3d.volume.runs import decode_runs, encode_runs
@@ -270,6 +273,23 @@ def test_dice_by_hand_and_empty_truths():
     assert dice_loss(nothing, target * 0).item() == pytest.approx(0, abs=1e-6)
     assert dice_loss(half, target * 0).item() == pytest.approx(1 - 1 / 17, abs=1e-6)
     assert mask_loss(nothing, target * 0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_loss_that_is_written_out_is_the_sum_of_its_parts_and_so_is_its_gradient():
+    logits = torch.randn(2, 3, 5, 4, 3, requires_grad=True)
+    target = (torch.rand(2, 3, 5, 4, 3) > 0.7).float()
+    target[0, 0] = 0
+    probability, inside = logits.sigmoid().flatten(2), target.flatten(2)
+    each = F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(2)
+    dice = 1 - (2 * (probability * inside).sum(2) + 1) / (probability.sum(2) + inside.sum(2) + 1)
+    dice = dice * torch.where(inside.any(2), 1.0, 0.3)
+    parts = dice + each.mean(2) + 0.2 * (each * inside).sum(2) / inside.sum(2).clamp_min(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # sums over voxels stay in 32 bits
+        ours = mask_loss(logits, target, empty_dice=0.3, inside_weight=0.2)
+    torch.testing.assert_close(ours, parts)
+    weights = torch.rand_like(parts)
+    gradients = [torch.autograd.grad((loss * weights).sum(), logits)[0] for loss in (ours, parts)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_something_small_that_is_sunk_far_below_is_still_pulled_up():

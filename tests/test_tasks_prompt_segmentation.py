@@ -51,7 +51,7 @@ def learnt(*, shuffled: bool = False) -> tuple[vol3d.VolumeLM, PromptSegmentatio
     lm = model()
     task = PromptSegmentation(lm, prompts=4, interactive=0.3, **SMALL)
     optimizer = torch.optim.AdamW([*lm.parameters(), *task.parameters()], lr=3e-3)
-    for step in range(110):
+    for step in range(150):
         part = batch(range(4 * step % 128, 4 * step % 128 + 4), shuffled=shuffled)
         loss = task.loss(lm, lm.encode(part.image, part.affine), part).loss
         optimizer.zero_grad()

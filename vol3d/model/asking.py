@@ -12,7 +12,8 @@ from numpy import ndarray
 from torch import Tensor
 
 from vol3d.data.batch import Batch, Sample, collate
-from vol3d.model.mask_decoder import Prompts, boxes_to_mm, boxes_to_shares, to_shares
+from vol3d.model.mask_decoder import Prompts
+from vol3d.model.places import boxes_to_mm, boxes_to_shares, to_shares
 from vol3d.model.text_prompt import wordings
 from vol3d.types import Spacing
 

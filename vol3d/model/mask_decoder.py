@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vol3d.model.interfaces import Encoder, Features
-from vol3d.model.positions import grid_coordinates
+from vol3d.model.pixel_decoder import PixelDecoder
+from vol3d.model.places import apply_affine, to_shares
+from vol3d.model.positions import BANDS, grid_coordinates, waves
+from vol3d.model.two_way import TwoWayBlock, mlp
 from vol3d.types import Affines, Triple, Volumes
-
-BANDS = 6
-"""Frequencies a coordinate is written in; the finest wave is 1/32 of the grid long."""
 
 
 @dataclass
@@ -85,8 +83,9 @@ class PromptDecoder(nn.Module):
 
     `see` runs once a volume: a light U-Net decoder brings the encoder's tokens back to the grid's resolution, through
     the encoder's finer maps when it has them and through a convolution of the image itself. `forward` runs the prompts:
-    a two-way transformer lets each prompt's tokens and the volume's tokens read each other, and the prompt's mask
-    token becomes a filter over the maps. Prompts do not see one another: many at once give what one by one gives.
+    a prompt has three tokens (mask, presence, box), which carry its text, and one more a click or corner; a two-way
+    transformer lets them and the volume's tokens read each other, and the mask token becomes a filter over the maps.
+    Prompts do not see one another: many at once give what one by one gives.
 
     Args:
         encoder: whose features are read; widths and strides of its finer maps are found by a look at a few voxels.
@@ -108,16 +107,15 @@ class PromptDecoder(nn.Module):
         self.pixels = PixelDecoder(encoder, dim, pixel_dim)
         self.learned = nn.Embedding(3, dim)  # mask, presence, box
         self.point_kind = nn.Embedding(4, dim)  # outside, inside, lower corner, upper corner
-        self.text_kind = nn.Parameter(torch.zeros(dim))
         self.from_mask = nn.Linear(2, dim)
         self.blocks = nn.ModuleList(TwoWayBlock(dim, num_heads) for _ in range(depth))
         self.norm, self.norm_tokens = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.filters = nn.ModuleList(_mlp(dim, width + 1) for width in self.pixels.widths)
+        self.filters = nn.ModuleList(mlp(dim, width + 1) for width in self.pixels.widths)
         self.where = nn.Linear(dim, 1)
         self.click_gain, self.mask_gain = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(1.0))
         self.presence = nn.Linear(dim, 1)
         self.presence_gain = nn.Parameter(torch.tensor([0.25, 0.25]))
-        self.box = _mlp(dim, 6)
+        self.box = mlp(dim, 6)
         for head in self.filters:  # from "absent everywhere", where nearly all voxels are
             nn.init.constant_(head[-1].bias[-1:], -3.0)
 
@@ -129,12 +127,18 @@ class PromptDecoder(nn.Module):
         if features.affine is None:
             share = (centres + 0.5) / torch.tensor(features.grid_size, device=tokens.device)
         else:
-            share = to_shares(_apply(features.affine, centres.to(features.affine.dtype)), affine, shape)
+            share = to_shares(apply_affine(features.affine, centres.to(features.affine.dtype)), affine, shape)
         positions = self.position(waves(share.to(torch.float32)))
         maps = self.pixels(tokens, features.grid_size, features.scales, image)
         return Seen(tokens, positions.expand(len(tokens), -1, -1), features.grid_size, maps, affine, shape)
 
-    def forward(self, seen: Seen, prompts: Prompts) -> Answers:
+    def ask(self, seen: Seen, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """What each prompt's tokens became after reading the volume, and the volume's after reading them.
+
+        Shape:
+            (batch, prompts, prompt tokens, dim), of which the first three are mask, presence and box; (batch, prompts,
+            tokens, dim).
+        """
         studies, count = prompts.size()
         queries, keep = self._queries(seen, prompts)
         width = seen.tokens.shape[-1]
@@ -145,8 +149,11 @@ class PromptDecoder(nn.Module):
         positions = seen.positions[:, None].expand(-1, count, -1, -1).reshape(tokens.shape)
         for block in self.blocks:
             queries, tokens = block(queries, tokens, positions, keep)
-        queries = self.norm(queries).unflatten(0, (studies, count))
-        place = self.where(self.norm_tokens(tokens)).reshape(studies, count, *seen.grid_size)
+        return tuple(x.unflatten(0, (studies, count)) for x in (self.norm(queries), self.norm_tokens(tokens)))
+
+    def forward(self, seen: Seen, prompts: Prompts) -> Answers:
+        queries, tokens = self.ask(seen, prompts)
+        place = self.where(tokens)[..., 0].unflatten(2, seen.grid_size)
         mask_token, presence_token, box_token = queries[:, :, 0], queries[:, :, 1], queries[:, :, 2]
         levels = [
             self._filter(head(mask_token), level, place)
@@ -171,12 +178,14 @@ class PromptDecoder(nn.Module):
         """Tokens of each prompt (studies · prompts, tokens, dim), and which of them are there."""
         studies, count = prompts.size()
         device = seen.tokens.device
-        parts = [self.learned.weight.expand(studies, count, -1, -1)]
-        there = [torch.ones(studies, count, 3, dtype=torch.bool, device=device)]
+        own = self.learned.weight.expand(studies, count, -1, -1)
         if prompts.text is not None:
-            parts.append((prompts.text + self.text_kind)[:, :, None])
-            known = there[0][:, :, :1] if prompts.has_text is None else prompts.has_text[:, :, None]
-            there.append(known)
+            text = prompts.text
+            if prompts.has_text is not None:
+                text = torch.where(prompts.has_text[..., None], text, 0)
+            own = own + text[:, :, None]
+        parts = [own]
+        there = [torch.ones(studies, count, 3, dtype=torch.bool, device=device)]
         if prompts.points is not None:
             parts.append(self._points(prompts.points, prompts.point_labels.clamp_min(0), seen))
             there.append(prompts.point_labels >= 0)
@@ -222,165 +231,7 @@ class PromptDecoder(nn.Module):
         return torch.einsum("bpn,bpnx,bpny,bpnz->bpxyz", sign.float(), *bumps)
 
 
-class PixelDecoder(nn.Module):
-    """Tokens → a map at the grid's resolution, through the encoder's finer maps and the image.
-
-    Args:
-        encoder: its finer maps are looked at once, on a volume of a few tokens.
-        dim: width of the tokens. pixel_dim: channels of the finest map.
-    """
-
-    def __init__(self, encoder: Encoder, dim: int, pixel_dim: int) -> None:
-        super().__init__()
-        channels, strides = finer_maps(encoder)
-        whole = bool(strides) and strides[0] == (1, 1, 1)
-        self.reads = channels if whole else [encoder.in_channels, *channels]  # finest first
-        self.whole = whole
-        self.widths = [min(dim, pixel_dim << level) for level in range(len(self.reads))]
-        wider = [*self.widths[1:], dim]
-        self.skips = nn.ModuleList(
-            nn.Conv3d(read, width, 3, padding=1) for read, width in zip(self.reads, self.widths, strict=True)
-        )
-        self.reduce = nn.ModuleList(nn.Conv3d(a, b, 1) for a, b in zip(wider, self.widths, strict=True))
-        # Rectifiers and few norms: at the grid's resolution each pass over the map costs as much as a convolution.
-        self.mix = nn.ModuleList(
-            nn.Sequential(
-                nn.GroupNorm(math.gcd(8, width), width) if level else nn.Identity(),
-                nn.ReLU(),
-                nn.Conv3d(width, width, 3, padding=1),
-                nn.ReLU(),
-            )
-            for level, width in enumerate(self.widths)
-        )
-
-    def forward(self, tokens: Tensor, grid_size: Triple, scales: Sequence[Tensor], image: Tensor) -> list[Tensor]:
-        current = tokens.transpose(1, 2).unflatten(2, grid_size)
-        sources = [*scales] if self.whole else [image, *scales]
-        if len(sources) != len(self.skips):
-            raise ValueError(
-                f"the encoder gave {len(scales)} finer maps, this decoder was built for "
-                f"{len(self.skips) - (not self.whole)}: encode with the features' own encoder, and do not drop scales"
-            )
-        maps = []
-        for level in reversed(range(len(sources))):
-            source = sources[level]
-            # Fewer channels first: the map is enlarged after, not before.
-            current = self.reduce[level](current)
-            current = F.interpolate(current, size=source.shape[2:], mode="trilinear", align_corners=False)
-            current = current + self.skips[level](source)
-            current = current + self.mix[level](current)
-            maps.append(current)
-        return maps[::-1]
-
-
-class TwoWayBlock(nn.Module):
-    """A prompt's tokens read each other and the volume, the volume's tokens read the prompt."""
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(5))
-        self.among, self.look, self.told = (Attention(dim, num_heads) for _ in range(3))
-        self.mlp = _mlp(dim, dim)
-
-    def forward(self, queries: Tensor, tokens: Tensor, positions: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        own = self.norms[0](queries)
-        queries = queries + self.among(own, own, own, keep)
-        seen = self.norms[1](tokens)
-        queries = queries + self.look(self.norms[2](queries), seen + positions, seen)
-        queries = queries + self.mlp(self.norms[3](queries))
-        said = self.norms[4](queries)
-        return queries, tokens + self.told(seen + positions, said, said, keep)
-
-
-class Attention(nn.Module):
-    """Multi-head attention; `keep` (rows, keys) says which keys may be read."""
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
-        self.num_heads = num_heads
-        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None = None) -> Tensor:
-        parts = ((self.query, query), (self.key, key), (self.value, value))
-        q, k, v = (layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for layer, x in parts)
-        # One side is always a handful of prompt tokens, for which a fused kernel is slower than two products.
-        scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
-        if keep is not None:
-            scores = scores.masked_fill(~keep[:, None, None], -torch.inf)
-        return self.out((scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2))
-
-
-@torch.no_grad()
-def finer_maps(encoder: Encoder) -> tuple[list[int], list[Triple]]:
-    """Channels and strides of an encoder's `scales`, finest first, found on a volume of a few tokens."""
-    device = next(encoder.parameters()).device
-    shape = tuple(2 * size for size in encoder.patch_size)
-    training = encoder.training
-    encoder.eval()
-    try:
-        scales = encoder(torch.zeros(1, encoder.in_channels, *shape, device=device)).scales
-    finally:
-        encoder.train(training)
-    strides = [tuple(a // b for a, b in zip(shape, scale.shape[2:], strict=True)) for scale in scales]
-    return [scale.shape[1] for scale in scales], strides
-
-
-def waves(shares: Tensor) -> Tensor:
-    """Coordinates in shares of the grid (…, 3) → sines and cosines (…, 6 · BANDS)."""
-    frequencies = math.pi * 2.0 ** torch.arange(BANDS, device=shares.device, dtype=shares.dtype)
-    angles = (shares[..., None] * frequencies).flatten(-2)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
-def to_shares(points: Tensor, affine: Affines, shape: Triple) -> Tensor:
-    """RAS mm (batch, points, 3) → shares of the grid: 0 at its lower face, 1 at its upper face."""
-    voxels = _apply(torch.linalg.inv(affine), points.to(affine.dtype))
-    return (voxels + 0.5) / torch.tensor(shape, dtype=affine.dtype, device=affine.device)
-
-
-def boxes_to_shares(boxes: Tensor, affine: Affines, shape: Triple) -> Tensor:
-    """Boxes (batch, boxes, 6) in RAS mm → the boxes of the grid around their eight corners, in shares."""
-    shares = to_shares(_eight(boxes).flatten(1, 2), affine, shape).unflatten(1, (-1, 8))
-    return torch.cat([shares.amin(2), shares.amax(2)], dim=-1)
-
-
-def boxes_to_mm(shares: Tensor, affine: Affines, shape: Triple) -> Tensor:
-    """The way back: boxes of the grid in shares → boxes around their corners in RAS mm."""
-    size = torch.tensor(shape, dtype=affine.dtype, device=affine.device)
-    corners = _eight(shares.to(affine.dtype)) * size - 0.5
-    points = _apply(affine, corners.flatten(1, 2)).unflatten(1, (-1, 8))
-    return torch.cat([points.amin(2), points.amax(2)], dim=-1)
-
-
-def _eight(boxes: Tensor) -> Tensor:
-    """(batch, boxes, 6) → their corners (batch, boxes, 8, 3)."""
-    ends = boxes.unflatten(-1, (2, 3))
-    chosen = torch.tensor([[i >> axis & 1 for axis in range(3)] for i in range(8)], device=boxes.device)
-    return torch.stack([ends[..., chosen[:, axis], axis] for axis in range(3)], dim=-1)
-
-
-def _apply(affine: Tensor, points: Tensor) -> Tensor:
-    return points @ affine[:, :3, :3].transpose(1, 2) + affine[:, None, :3, 3]
-
-
 def _corners(raw: Tensor) -> Tensor:
     """Centre and size through a sigmoid → lower and upper corner, in shares."""
     centre, size = raw.float().sigmoid().split(3, dim=-1)
     return torch.cat([(centre - size / 2).clamp(0, 1), (centre + size / 2).clamp(0, 1)], dim=-1)
-
-
-def _mlp(dim: int, out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, out))
-
-
-def repeat_study(seen: Seen, rows: Tensor) -> Seen:
-    """What was seen of some studies, in the order of `rows`."""
-    return replace(
-        seen,
-        tokens=seen.tokens[rows],
-        positions=seen.positions[rows],
-        maps=[level[rows] for level in seen.maps],
-        affine=seen.affine[rows],
-    )

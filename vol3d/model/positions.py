@@ -1,17 +1,29 @@
-"""Positions of tokens on a 3D grid: fixed sine–cosine vectors and rotary angles."""
+"""Positions of tokens on a 3D grid: fixed sine–cosine vectors, rotary angles, waves of any coordinate."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from vol3d.types import Triple
 
+BANDS = 6
+"""Frequencies a coordinate is written in; the finest wave is 1/32 of the grid long."""
+
 
 def grid_coordinates(grid_size: Triple, device: torch.device | str = "cpu") -> Tensor:
     """Integer coordinates (tokens, 3) in the x-major order of `Features.tokens`."""
     axes = [torch.arange(size, device=device, dtype=torch.float32) for size in grid_size]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
+
+
+def waves(shares: Tensor) -> Tensor:
+    """Coordinates in shares of the grid (…, 3) → sines and cosines (…, 6 · BANDS)."""
+    frequencies = math.pi * 2.0 ** torch.arange(BANDS, device=shares.device, dtype=shares.dtype)
+    angles = (shares[..., None] * frequencies).flatten(-2)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def sincos_positions_3d(grid_size: Triple, embed_dim: int, device: torch.device | str = "cpu") -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -22,10 +24,9 @@ def dice_loss(
         logits: before the sigmoid. target: 0 to 1.
         smooth: s, in voxels.
     """
-    probability = logits.float().sigmoid().flatten(-3)
-    target = target.float().flatten(-3)
-    inside = (probability * target).sum(-1)
-    return 1 - (2 * inside + smooth) / (probability.sum(-1) + target.sum(-1) + smooth)
+    truth = target.float().flatten(-3)
+    both, said, _, _ = _MaskSums.apply(logits.float().flatten(-3), truth)
+    return 1 - (2 * both + smooth) / (said + truth.sum(-1) + smooth)
 
 
 def mask_loss(
@@ -48,14 +49,42 @@ def mask_loss(
 
     Source: M3D-LaMed (arXiv:2404.00578) and SegVol (arXiv:2311.13385), with the smoothing put right.
     """
-    cross_entropy = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
-    filled = target.flatten(-3).any(-1)
-    dice = dice_loss(logits, target, smooth=smooth) * torch.where(filled, 1.0, empty_dice)
-    each, inside = cross_entropy.flatten(-3), target.float().flatten(-3)
-    loss = dice + each.mean(-1)
-    if inside_weight:
-        loss = loss + inside_weight * (each * inside).sum(-1) / inside.sum(-1).clamp_min(1)
-    return loss
+    truth = target.float().flatten(-3)
+    both, said, wrong, missed = _MaskSums.apply(logits.float().flatten(-3), truth)
+    meant = truth.sum(-1)
+    dice = 1 - (2 * both + smooth) / (said + meant + smooth)
+    loss = dice * torch.where(meant > 0, 1.0, empty_dice) + wrong / truth.shape[-1]
+    return loss + inside_weight * missed / meant.clamp_min(1)
+
+
+class _MaskSums(torch.autograd.Function):
+    """Sums over the voxels of each mask, from logits x and truth t, of σ(x)t, σ(x), the cross-entropy, and the
+    cross-entropy where t is 1.
+
+    At the volume's resolution the loss of a dozen masks is a large part of a step. Written out, its gradient is four
+    passes over the voxels and keeps σ(x) and t, where the parts one by one would keep and pass over a dozen such maps.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        probability = logits.sigmoid()
+        each = F.softplus(logits).sub_(logits * truth)
+        ctx.save_for_backward(probability, truth)
+        with torch.autocast(logits.device.type, enabled=False):  # the dot products are matrix products to autocast
+            return _dot(probability, truth), probability.sum(-1), each.sum(-1), _dot(each, truth)
+
+    @staticmethod
+    def backward(ctx: Any, both: Tensor, said: Tensor, wrong: Tensor, missed: Tensor) -> tuple[Tensor, None]:
+        probability, truth = ctx.saved_tensors
+        both, said, wrong, missed = (gradient[..., None] for gradient in (both, said, wrong, missed))
+        # σ' = σ(1 − σ); the cross-entropy's derivative is σ − t.
+        slope = torch.addcmul(said, both, truth).mul_(probability).mul_(1 - probability)
+        return slope.addcmul_(torch.addcmul(wrong, missed, truth), probability - truth), None
+
+
+def _dot(one: Tensor, two: Tensor) -> Tensor:
+    """Σ over the last axis of the product, without the product."""
+    return (one[..., None, :] @ two[..., None])[..., 0, 0]
 
 
 def deep_mask_loss(
@@ -67,10 +96,11 @@ def deep_mask_loss(
     to 1; `options` are those of `mask_loss`.
     """
     weights = [falloff**level for level in range(len(levels))]
-    total = torch.zeros((), device=target.device)
+    total, touched = torch.zeros((), device=target.device), target.float()
     for weight, logits in zip(weights, levels, strict=True):
         size = tuple(logits.shape[-3:])
-        touched = target.float() if size == tuple(target.shape[-3:]) else F.adaptive_max_pool3d(target.float(), size)
+        if size != tuple(touched.shape[-3:]):
+            touched = F.adaptive_max_pool3d(touched, size)
         total = total + weight / sum(weights) * mask_loss(logits, touched, **options)
     return total
 
