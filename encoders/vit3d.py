@@ -119,7 +119,7 @@ class ViT3D(Recomputing):
         ends, looks = (0, len(self.blocks) - 1), []
         for number, (block, reach) in enumerate(zip(self.blocks, self.reach, strict=True)):
             if not self.training:
-                looks += [block.looks(tokens, angles, cls_token=self.cls_token is not None)] * ends.count(number)
+                looks += [block.looks(tokens, cls_token=self.cls_token is not None)] * ends.count(number)
             tokens = self.run(_look, block, tokens, angles, reach, grid_size[2], scans)
         tokens = self.norm(tokens)
         pooled = None
@@ -210,23 +210,22 @@ class Block(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, value)
         return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
 
-    def looks(self, tokens: Tensor, angles: Tensor | None, *, cls_token: bool) -> Tensor:
+    def looks(self, tokens: Tensor, *, cls_token: bool) -> Tensor:
         """How much this block's CLS token looks at each other token, mean over the heads; without one, how much the
-        mean of all queries does.
+        mean of all queries does. Whatever the block's reach, and by content alone: rotary turns are left out.
 
-        One row of the attention instead of all, whatever the block's reach: (batch, tokens without CLS).
+        One row of the attention instead of all, and the query carried through the keys' weights instead of every token:
+        (batch, tokens without CLS).
         """
         normed = self.norm1(tokens)
-        asking = normed[:, :1] if cls_token else normed.mean(dim=1, keepdim=True)
-        weights, biases = self.qkv.weight.chunk(3), (None,) * 3 if self.qkv.bias is None else self.qkv.bias.chunk(3)
-        query, key = (
-            rearrange(F.linear(given, weights[part], biases[part]), "b n (h d) -> b h n d", h=self.num_heads)
-            for part, given in enumerate((asking, normed))
-        )
-        if angles is not None and cls_token:
-            query, key = RotaryPositions3D.rotate(query, angles[:1]), RotaryPositions3D.rotate(key, angles)
-        shares = (query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])).softmax(dim=-1)
-        return shares.mean(dim=1)[:, 0, 1 if cls_token else 0 :]
+        asking = normed[:, 0] if cls_token else normed.mean(dim=1)
+        weights = self.qkv.weight.chunk(3)
+        query = F.linear(asking, weights[0], None if self.qkv.bias is None else self.qkv.bias.chunk(3)[0])
+        query = rearrange(query, "b (h d) -> b h d", h=self.num_heads)
+        keys = rearrange(weights[1], "(h d) c -> h d c", h=self.num_heads)  # their bias moves all logits alike
+        reads = torch.einsum("bhd,hdc->bhc", query, keys) / math.sqrt(query.shape[-1])
+        shares = (reads @ normed.transpose(1, 2)).softmax(dim=-1).mean(dim=1)
+        return shares[:, 1:] if cls_token else shares
 
 
 _M3D: dict[str, Any] = {

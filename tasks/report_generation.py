@@ -22,6 +22,7 @@ class ReportGeneration(Task):
         prompt: the instruction, with `<volume>` where the volume's tokens go.
         prior: put the earlier exam's report (the row's `meta.prior_report`) into the prompt, or that there is none.
         max_new_tokens: longest text written. repetition_penalty: 1 leaves the model's probabilities alone.
+        keep: share (float) or number (int) of a volume's visual tokens that are read when writing; learning takes all.
         weight: of this loss in the sum over tasks.
 
     Raises:
@@ -43,13 +44,14 @@ class ReportGeneration(Task):
         prior: bool = False,
         max_new_tokens: int = 384,
         repetition_penalty: float = 1.0,
+        keep: float | int = 1.0,
         weight: float = 1.0,
     ) -> None:
         super().__init__()
         if model.language is None:
             raise ValueError(f"{type(self).__name__} needs a model with a language model")
         self.target, self.prompt, self.prior, self.weight = target, prompt, prior, weight
-        self.max_new_tokens, self.repetition_penalty = max_new_tokens, repetition_penalty
+        self.max_new_tokens, self.repetition_penalty, self.keep = max_new_tokens, repetition_penalty, keep
 
     def text(self, study: Study) -> str | None:
         """The text of `study` that is learnt, None when it has none."""
@@ -86,6 +88,7 @@ class ReportGeneration(Task):
             prompts,
             max_new_tokens=self.max_new_tokens,
             repetition_penalty=self.repetition_penalty,
+            keep=self.keep,
         )
 
     def labelled(self, study: Study) -> bool:

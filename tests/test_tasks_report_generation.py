@@ -172,6 +172,20 @@ def test_the_earlier_report_stands_in_the_prompt() -> None:
 # --- JSON --------------------------------------------------------------------------------------------------
 
 
+def test_writing_reads_as_many_visual_tokens_as_are_kept() -> None:
+    """The option of a recipe, and of a saved model's config.yaml."""
+    lm, part = model().eval(), batch(study("a"), study("b"))
+    features, lengths = lm.encode(part.image), []
+    lm.language.causal_lm.get_decoder().register_forward_pre_hook(
+        lambda _, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    for keep in (1.0, 0.5, 1):
+        task = ReportGeneration(lm, keep=keep, max_new_tokens=1)
+        written = [row["report"] for row in task.predict(lm, features, part)]
+        assert written == lm.generate(features, [task.prompt] * 2, keep=keep, max_new_tokens=1)
+    assert [lengths[0] - length for length in lengths] == [0, 0, 2, 2, 3, 3]
+
+
 def test_the_truth_is_parsed_from_the_report() -> None:
     rows = structured(REPORT)
     assert [tuple(row.values()) for row in rows] == [
