@@ -47,6 +47,8 @@ WORKS = {
     "I3D train": (0.60, 1.0),
 }
 
+CONDITIONS = ("dtype", "threads", "clock", "batch", "warmup", "repeats", "rounds")
+
 
 def build(case: str, side: str, size: str) -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor]] | None:
     """A network and how to run it; None when the peer is not installed."""
@@ -130,6 +132,7 @@ def compare(work: str, args: argparse.Namespace) -> dict[str, Any]:
     row: dict[str, Any] = {
         "work": work, "peer": PEERS[case], "shape": SIZES[args.size][case], "ours_s": ours["seconds"],
         "ours_mib": ours["mib"], "target": target[0], "memory_target": target[1],
+        **{name: getattr(args, name) for name in CONDITIONS},
     }  # fmt: skip
     if theirs is not None:
         row |= {"peer_s": theirs["seconds"], "peer_mib": theirs["mib"]}
@@ -159,21 +162,22 @@ def show(row: dict[str, Any]) -> None:
 
 
 def write(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """The report to `--json`, and with `--record` to benchmarks/results/DATE-encoders-DEVICE.json."""
+    """The report to `--json`; with `--record` to benchmarks/results/DATE-encoders-DEVICE.json as well."""
     name = torch.cuda.get_device_name() if args.device == "cuda" else processor()
     report = {
         "date": datetime.date.today().isoformat(), "device": args.device, "device_name": name,
-        "vol3d": vol3d.__version__, "torch": torch.__version__, "python": platform.python_version(),
-        "dtype": args.dtype, "threads": args.threads, "clock": args.clock, "size": args.size, "batch": args.batch,
-        "repeats": args.repeats, "rounds": args.rounds, "rows": rows,
+        "vol3d": vol3d.__version__, "torch": torch.__version__, "python": platform.python_version(), "size": args.size,
     }  # fmt: skip
-    text = json.dumps(report, indent=2) + "\n"
     if args.json:
-        args.json.write_text(text, encoding="utf-8")
+        args.json.write_text(json.dumps(report | {"rows": rows}, indent=2) + "\n", encoding="utf-8")
     if args.record:
         RESULTS.mkdir(exist_ok=True)
         kind = "encoders" if args.size == "full" else f"encoders-{args.size}"
-        (RESULTS / f"{report['date']}-{kind}-{args.device}.json").write_text(text, encoding="utf-8")
+        path = RESULTS / f"{report['date']}-{kind}-{args.device}.json"
+        measured = {(row["work"], row["dtype"]) for row in rows}
+        earlier = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+        kept = [row for row in earlier if (row["work"], row["dtype"]) not in measured]
+        path.write_text(json.dumps(report | {"rows": kept + rows}, indent=2) + "\n", encoding="utf-8")
 
 
 def processor() -> str:
