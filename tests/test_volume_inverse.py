@@ -59,16 +59,29 @@ def test_whole_labels_in_every_orientation(order: tuple, flips: tuple, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "spacing", [(0.5, 0.5, 0.6), (0.7, 0.7, 1), (0.8, 0.8, 2), (0.8, 0.9, 2.5), (1, 1, 1), (1, 1, 5), (3, 3, 3)]
-)
-def test_whole_labels_of_every_spacing(spacing: tuple) -> None:
-    affine = np.diag([*spacing, 1.0])
-    geometry = Geometry(affine, tuple(int(60 / step) + 1 for step in spacing))
-    for off in ((3.3, -1.7, 0.9), (-0.6, 1.1, -2.0)):
-        ball = sphere(geometry, 20, off)
-        mask = tensor(ball.astype(np.int16) * 7, affine)
-        back = MERLIN.inverse(MERLIN.resample_mask(mask), like=mask)
-        assert dice(back[0].numpy() == 7, ball) >= 0.98
+    "spacing",
+    [(0.5, 0.5, 0.6), (0.7, 0.7, 1), (0.8, 0.8, 2), (0.8, 0.9, 2.5), (1, 1, 1), (0.7, 0.7, 5), (1, 1, 4), (1, 1, 5),
+     (1, 1, 6), (1.5, 1.5, 1), (3, 3, 1), (3, 3, 3), (5, 1, 1)],
+)  # fmt: skip
+@pytest.mark.parametrize("turned", [False, True])
+def test_whole_labels_of_every_spacing_wherever_they_lie(spacing: tuple, turned: bool) -> None:
+    """Thin slices or thick, straight or oblique, centred anywhere between voxels; where it lies on the grid it is
+    nearer to the true sphere than the slices it came from."""
+    rng = np.random.default_rng(int(100 * sum(spacing)) + turned)
+    affine = oblique(spacing) if turned else np.diag([*spacing, 1.0])
+    geometry = Geometry(affine, tuple(int(45 / step) + 1 for step in spacing))
+    found = []
+    for _ in range(2):
+        off = tuple(rng.uniform(-4, 4, 3))
+        mask = tensor((ball := sphere(geometry, 20, off)).astype(np.int16) * 7, affine)
+        on_grid = SMALL.resample_mask(mask)
+        found.append(dice(SMALL.inverse(on_grid, like=mask)[0].numpy() == 7, ball))
+        there = np.stack(np.meshgrid(*[np.arange(size) for size in SMALL.shape], indexing="ij"), -1)
+        centre = geometry.to_mm((np.array(geometry.shape) - 1) / 2) + off
+        true = ((SMALL.geometry(mask).to_mm(there) - centre) ** 2).sum(-1) <= 100
+        assert dice(on_grid[0].numpy() == 7, true) >= (0.88 if max(spacing) >= 3 else 0.95)
+    assert np.mean(found) >= 0.98
+    assert min(found) >= 0.975  # the worst of several hundred centres came to 0.977
 
 
 def test_boxes_come_back(tmp_path: Path) -> None:
@@ -122,8 +135,8 @@ def test_a_gap_between_two_organs_stays() -> None:
 @needs_shared
 @pytest.mark.parametrize(
     ("name", "least"),
-    [("abdomen_dicom_totalseg/seg.nii.gz", 0.91), ("abdomen_ct_totalseg/seg.nii.gz", 0.999),
-     ("chest_ct_lung1/lung1_label.nrrd", 0.94), ("chest_ct_slicerio/Segmentation.seg.nrrd", 0.999)],
+    [("abdomen_dicom_totalseg/seg.nii.gz", 0.93), ("abdomen_ct_totalseg/seg.nii.gz", 0.999),
+     ("chest_ct_lung1/lung1_label.nrrd", 0.95), ("chest_ct_slicerio/Segmentation.seg.nrrd", 0.999)],
 )  # fmt: skip
 def test_real_masks_there_and_back(name: str, least: float) -> None:
     mask = read_mask(SHARED / name)

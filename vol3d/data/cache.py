@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Of the entries and of how they are named; also counted up when reading or resampling changes its result."""
+MASK_FORMAT = 2
+"""Counted up when only label maps come to lie otherwise on a grid: images stay, masks are made anew."""
 MASKS = ("mask", "finding_mask")
 """The label maps that a study may have."""
 _STALE_SECONDS = 3600
@@ -70,8 +72,8 @@ class VolumeCache:
     Args:
         folder: where entries lie; one folder serves many grids.
         grid: the preprocessing card.
-        compression: how new entries are written: "blosc2" (LZ4, lossless) takes about half the disk and three times
-            the time to read. Entries of either kind are read, whatever is given here.
+        compression: how new entries are written: "blosc2" (LZ4, lossless) takes about half the disk and twice the
+            time to read. Entries of either kind are read, whatever is given here.
 
     Raises:
         ValueError: the folder was written by another version of the format.
@@ -144,7 +146,7 @@ class VolumeCache:
         return None
 
     def _path(self, study: Study, mask: Path | None = None) -> Path:
-        files = [file_identity(study.image), "" if mask is None else file_identity(mask)]
+        files = [file_identity(study.image), *([""] if mask is None else [file_identity(mask), MASK_FORMAT])]
         key = json.dumps([FORMAT, self.grid.fingerprint, _modality(study), *files])
         name = hashlib.sha256(key.encode()).hexdigest()[:40]
         return self.folder / name[:2] / (name + SUFFIX)

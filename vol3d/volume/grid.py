@@ -211,7 +211,8 @@ class Grid:
 
         Labels on the volume's own grid are brought over by trilinear vote on their smooth borders (no two numbers are
         ever mixed); a mask on a grid of its own by nearest voxel. A float mask gives the share of each grid voxel
-        that it fills, float32: a soft target. Either way a 20 mm sphere comes back from Merlin's grid with Dice 0.98.
+        that it fills, float32: a soft target. Either way a 20 mm sphere comes back from Merlin's grid with Dice 0.98
+        (whole numbers: 0.977 at the worst of several hundred centres, spacings and turns).
 
         Args:
             like_volume: the volume the mask belongs to (as read, or only loaded), or its geometry, over which the
