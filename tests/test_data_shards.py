@@ -1,17 +1,23 @@
 """Shards of a manifest: together the whole, no study twice, patients whole; jobs run twice change nothing."""
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vol3d
 from vol3d.cli import main
+from vol3d.data.cache import VolumeCache
 from vol3d.data.manifest import Manifest
 from vol3d.data.shards import merge_predictions, missing, parse_shard, shard, shard_of_job, write_shards
 from vol3d.data.study import Study
+from vol3d.on_ray import on_ray
 from vol3d.volume.grid import Grid
 
 ONE = Path("image.nii.gz")
@@ -23,6 +29,7 @@ def studies(patients: list[int]) -> Manifest:
     )
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=30), st.integers(1, 7))
 def test_shards_are_the_whole_and_keep_patients_together(patients: list[int], count: int) -> None:
     manifest = studies(patients)
@@ -76,6 +83,50 @@ def prepare_small(index: int, manifest: Path, folder: Path, capsys: pytest.Captu
     options = ["--grid", str(folder / "grid.json"), "--cache", str(folder / "cache"), "--workers", "0"]
     main(["prepare", str(manifest), *options, "--shard", f"{index}/2", "--json"])
     return json.loads(capsys.readouterr().out)
+
+
+class Ray:
+    """Ray's four names, run where one stands."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, float] = {}
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def remote(self, **resources: float) -> Callable[[Any], Any]:
+        self.asked = resources
+        return lambda function: SimpleNamespace(remote=function)
+
+    def get(self, results: list[int]) -> list[int]:
+        return results
+
+
+def test_ray_runs_the_commands_of_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = vol3d.phantom.write(tmp_path / "phantoms", studies=3, seed=1, shape=(32, 32, 16))
+    Grid(name="small", spacing=(26.0, 26.0, 26.0), shape=(16, 16, 8)).save(tmp_path / "grid.json")
+    command = ["prepare", str(manifest), "--grid", str(tmp_path / "grid.json"), "--cache", str(tmp_path / "cache")]
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r'pip install "vol3d\[ray\]"'):
+        on_ray([*command, "--shard", "{shard}"], 2)
+    ray = Ray()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with pytest.raises(ValueError, match=r"say where the shard goes, as in --shard \{shard\}"):
+        on_ray(command, 2)
+    assert on_ray([*command, "--shard", "{shard}", "--workers", "0"], 2, cpus=3) == [0, 0]
+    assert ray.asked == {"num_cpus": 3, "num_gpus": 0}
+    grid = Grid.load(tmp_path / "grid.json")
+    assert VolumeCache(tmp_path / "cache", grid).fill(Manifest.read(manifest)).ready == 3
+
+
+def test_predictions_are_made_of_one_part(tmp_path: Path) -> None:
+    manifest = vol3d.phantom.write(tmp_path, studies=6, seed=1, shape=(32, 32, 16), split=(0, 0, 6))
+    parts = [vol3d.VolumeData(manifest, "merlin", shard=f"{index}/4").dataset("predict") for index in range(4)]
+    assert [len(part) for part in parts] == [2, 2, 1, 1]
+    assert len({study.study for part in parts for study in part.manifest}) == 6
+    assert len(vol3d.VolumeData(manifest, "merlin", shard="0/4").dataset("test")) == 6
+    with pytest.raises(ValueError, match="shard 4 of 4"):
+        vol3d.VolumeData(manifest, "merlin", shard="4/4")
 
 
 def test_prepare_wants_a_grid_or_an_encoder(capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,6 +44,7 @@ ABOVE_ALL = (
     "vol3d.demo",
     "vol3d.info",
     "vol3d.plan",
+    "vol3d.on_ray",
     "vol3d.serve",
     "vol3d.recipes",
 )
@@ -69,6 +70,7 @@ DOORS = {
     "torchio": ("vol3d.data.augment",),
     "pyarrow": ("vol3d.data.formats",),
     "deepspeed": (),
+    "ray": ("vol3d.on_ray",),
     "sklearn": (),
 }
 SLOW_TO_IMPORT = {"monai", "transformers", "peft", "tokenizers", "SimpleITK", "matplotlib", "timm", "torchio", "jinja2"}

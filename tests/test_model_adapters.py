@@ -126,6 +126,30 @@ def test_four_bits_are_refused_where_they_cannot_be(tmp_path: Path, monkeypatch:
         Pretrained(str(tmp_path), quantization="3bit", lora=Lora()).build()
 
 
+def test_recomputed_layers_give_the_same_gradients_and_keep_less(tmp_path: Path) -> None:
+    language().causal_lm.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    embeds, labels = torch.randn(2, 40, 32), torch.randint(5, 20, (2, 40))
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = Pretrained(str(tmp_path), lora=Lora(rank=2), checkpointing=checkpointing).build().train()
+        kept: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(partial(_kept, kept), lambda tensor: tensor):
+            loss = model.loss(embeds, torch.ones_like(labels), labels)
+        loss.backward()
+        found.append(
+            (loss.detach(), [p.grad for p in model.parameters() if p.requires_grad], sum(t.numel() for t in kept))
+        )
+    torch.testing.assert_close(found[0][:2], found[1][:2])
+    assert found[1][2] < 0.5 * found[0][2]
+
+
+def _kept(kept: list[torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:
+    kept.append(tensor)
+    return tensor
+
+
 def test_a_prefix_and_what_drops_the_cache_do_not_go_together() -> None:
     model = volume_lm(prefix=Prefix(3)).train()
     features = model.encode(torch.randn(2, 1, 8, 8, 8))

@@ -1,41 +1,19 @@
 """The plan's memory is that of the real step, as PyTorch's own profiler counts it."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import world
-from torch import nn
-from torch.profiler import profile
+from real_peaks import peak, peaks
 
 from vol3d.cli import main
 from vol3d.data.batch import collate
-from vol3d.plan import plan
+from vol3d.plan import first_samples, plan
 from vol3d.training.module import VolumeModule
+from vol3d.training.recipe import RecipeParts
 from vol3d.training.rehearsal import Fakes, rehearse
-
-
-def measured(step: Callable[[], torch.Tensor], module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Highest bytes of a real step by the profiler's record of every allocation, on top of weights and state."""
-
-    def whole() -> None:
-        step().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    whole()
-    held = [*module.parameters(), *module.buffers()]
-    held += [value for state in optimizer.state.values() for value in state.values()]
-    with profile(profile_memory=True) as record:
-        whole()
-    live = peak = 0
-    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak + sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
 def prepared(size: int) -> tuple[VolumeModule, torch.optim.Optimizer]:
@@ -58,7 +36,7 @@ def test_a_rehearsal_needs_what_the_real_step_needs(size: int) -> None:
         mode.vocabulary = module.model.language.causal_lm.config.vocab_size
         told = rehearse(lambda: module.training_step(doubles, 0), module, optimizer, mode)
     module, optimizer = prepared(size)
-    real = measured(lambda: module.training_step(batch, 0), module, optimizer)
+    real = peak(lambda: module.training_step(batch, 0), module, optimizer)
     assert told.total == pytest.approx(real, rel=0.15)
     assert told.weights == sum(p.numel() * p.element_size() for p in [*module.parameters(), *module.buffers()])
     assert told.optimizer >= 2 * sum(p.numel() * p.element_size() for p in module.parameters())
@@ -66,13 +44,17 @@ def test_a_rehearsal_needs_what_the_real_step_needs(size: int) -> None:
     assert told.logits > 0
 
 
-def test_numbers_and_masks_of_fractions_are_assumed_and_whole_ones_known() -> None:
-    real = torch.tensor([0, 3, 3])
+def test_numbers_and_masks_of_fractions_are_assumed_whole_ones_and_geometry_known() -> None:
+    real, millimetres = torch.tensor([0, 3, 3]), torch.diag(torch.tensor([2.0, 2.0, 5.0, 1.0], dtype=torch.float64))
     with Fakes() as mode:
         labels = mode.give(real)
         assert int(labels.max()) == 3
         assert (labels == 3).nonzero().shape == (2, 1)
         assert torch.zeros(3, 5)[labels == 3].shape == (2, 5)
+        assert labels.unique().tolist() == [0, 3]
+        affine = mode.give(millimetres)
+        assert (affine[:3, :3].norm(dim=0) / 2).max().item() == 2.5
+        assert ((affine @ affine).diagonal() > 4).nonzero().tolist() == [[2]]
         fractions = torch.rand(100)
         assert int(fractions.sum() > 0) == 1
         assert fractions[fractions > 0.5].shape == (2,)
@@ -92,29 +74,11 @@ def test_the_command_says_what_does_not_fit(capsys: pytest.CaptureFixture[str], 
 
 
 @pytest.mark.slow
-def test_the_quickstart_costs_what_is_planned(tmp_path: Path) -> None:
-    """Each stage of the demo's recipe as it stands: planned without a tensor, then measured in a real step."""
-    from vol3d.data.dataset import VolumeData
-    from vol3d.plan import _Recipe, _samples
-
-    recipe = ["--config", "quickstart.yaml", "--data.manifest", str(tmp_path / "none.jsonl")]
+@pytest.mark.parametrize("name", ["quickstart.yaml", "cpu/prompt_segmentation.yaml"])
+def test_a_recipe_costs_what_is_planned(name: str, tmp_path: Path) -> None:
+    """Each stage as it stands, planned without a tensor, then measured in a real step; benchmarks/planner.py does the
+    same for every CPU recipe."""
+    recipe = ["--config", name, "--data.manifest", str(tmp_path / "none.jsonl")]
     told = plan(recipe, gpu_gb=24)
-    parsed = _Recipe(recipe)
-    data: VolumeData = parsed.datamodule
-    samples = _samples(data)
-    module = parsed.model
-    module.language = module.language.build([sample.study.report for sample in samples])
-    module.configure_model()
-    module.log = lambda *_, **__: None
-    batch = collate([samples[row % 2] for row in range(8)])
-    for stage in told.stages:
-        module.train()
-        module.enter(stage.stage)
-        optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.0)
-
-        def step() -> torch.Tensor:
-            image = data.grid.window_hu(batch.image)
-            with torch.autocast("cpu", torch.bfloat16):
-                return module.training_step(type(batch)(**{**vars(batch), "image": image, "augmented": True}), 0)
-
-        assert stage.total == pytest.approx(measured(step, module, optimizer), rel=0.15), stage.stage
+    measured = peaks(recipe, first_samples(RecipeParts(recipe).datamodule))
+    assert {stage.stage: stage.total for stage in told.stages} == pytest.approx(measured, rel=0.15)

@@ -1,5 +1,6 @@
 """Checkpoints as model folders, and what is said when they are none, or when memory does not suffice."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -47,14 +48,27 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_checkpoint_gives_the_model_folder_the_run_left(recipe: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_gives_the_model_folder_the_run_left(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(["fit", "--config", str(recipe)])
-    folder = recipe.parent / "tiny"
-    made = consolidate(folder / "checkpoints" / "last.ckpt", folder / "recipe.yaml", tmp_path / "model")
+    folder, made = recipe.parent / "tiny", tmp_path / "model"
+    assert main(["consolidate", str(folder / "checkpoints" / "last.ckpt"), str(made), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"model": str(made), "merged": False}
     found, wanted = (load_file(path / "model.safetensors") for path in (made, folder / "model"))
     assert found.keys() == wanted.keys()
     assert all(torch.equal(value, wanted[name]) for name, value in found.items())
     assert vol3d.load(made).grid == vol3d.load(folder / "model").grid
+    # What the run wrote down of itself can be planned as well, with an overlay on top.
+    said = ["plan", "--config", str(folder / "recipe.yaml"), "--config", "overlays/ddp.yaml", "--gpu", "24", "--json"]
+    assert main(said) == 0
+    assert json.loads(capsys.readouterr().out)["stages"][0]["batch_size"] == 2
+
+
+def test_a_recipe_that_cannot_be_read_is_told_by_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--config", "no_such.yaml", "--gpu", "24"]) == 2
+    assert "no_such.yaml: " in (said := capsys.readouterr().err)
+    assert "give a YAML file, or a shipped recipe by name" in said
 
 
 def test_what_is_no_checkpoint_or_another_models_is_refused(recipe: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from vol3d.model.adapters import Lora
 from vol3d.model.pretrained import build, save
 from vol3d.training.callbacks import PredictionWriter, SaveModel
 from vol3d.training.consolidate import whole_state, write_model
-from vol3d.training.sharding import Fsdp2Strategy, ZeroStrategy
+from vol3d.training.sharding import Fsdp2Strategy, ZeroStrategy, check_labels
 from vol3d.training.stages import Stage
 from vol3d.volume.grid import Grid
 
@@ -135,6 +135,41 @@ def test_predictions_of_two_processes_are_complete_and_in_order(tmp_path: Path) 
     assert [row["study"] for row in rows] == [f"s{n}" for n in range(16, 21)]
     assert all({"report", "finding_probabilities"} <= row.keys() for row in rows)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["predictions.jsonl"]
+
+
+class Judged(world.World):
+    """Five studies to validate on, one by one; of two processes the second meets no report."""
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.test, batch_size=1, collate_fn=collate)
+
+
+def validate(folder: Path, strategy: Any) -> dict[str, float]:
+    studies = [world.study(n, "val", report=n % 2 == 0) for n in range(10, 15)]
+    run = world.trainer(1, folder, devices=1 if strategy is None else 2, strategy=strategy or "auto")
+    run.validate(world.module(), Judged([world.study(n) for n in range(8)], studies), verbose=False)
+    return {name: float(value) for name, value in run.callback_metrics.items()}
+
+
+def test_validation_losses_are_those_of_one_process_in_each_of_two(tmp_path: Path) -> None:
+    """Neither the study that fills up the second process's share nor a task it has no label for changes a mean."""
+    one = validate(tmp_path, None)
+    assert one["val/findings_studies"] == 5
+    assert one["val/report_studies"] == 3
+    assert one["val/report_loss"] > 0
+    for rank in two_processes.together(lambda: validate(tmp_path / "run", ddp()), tmp_path / "ranks"):
+        assert rank == pytest.approx(one, rel=1e-4)
+
+
+def test_divided_weights_want_a_tasks_labels_in_every_study() -> None:
+    module = world.module({"speak": Stage(None, ["report"])})
+    module.language = module.language.build(TEXTS)
+    module.configure_model()
+    check_labels(module, data())
+    some = world.World([world.study(n, report=n > 2) for n in range(8)])
+    with pytest.raises(ValueError, match=r"stage 'speak', task 'report': 5 of 8 training studies .*overlays/ddp.yaml"):
+        check_labels(module, some)
+    check_labels(module, world.World([world.study(n, report=False) for n in range(8)]))
 
 
 @pytest.mark.slow

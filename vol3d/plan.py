@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from vol3d.data.batch import Sample, collate
@@ -17,8 +18,7 @@ from vol3d.data.cache import sample
 from vol3d.data.dataset import VolumeData
 from vol3d.model.hub import causal_lm_without_weights
 from vol3d.model.language import LanguageModel, Pretrained
-from vol3d.training.cli import RecipeCLI, named, quiet
-from vol3d.training.module import VolumeModule
+from vol3d.training.recipe import RecipeParts
 from vol3d.training.rehearsal import Fakes, Footprint, fakes_of, rehearse
 from vol3d.training.stages import PARTS
 
@@ -31,8 +31,8 @@ TFLOPS = {16: 65, 24: 121, 40: 312, 48: 181, 80: 312, 96: 990, 141: 990}
 """Dense bf16 peak of a common card of that many GB (T4, L4, A100, L40S, A100, H100, H200), data sheets."""
 EFFICIENCY = 0.35
 """Of the peak a training step is guessed to reach."""
-FOUR_BIT = 0.5625
-"""Bytes a weight takes in NF4 with double quantisation, block scales and unquantised vectors counted in."""
+FOUR_BIT = 0.516
+"""Bytes a weight takes in NF4 with double quantisation, block scales counted in (4.127 bits, arXiv:2305.14314)."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,8 @@ def plan(recipe: Sequence[str], *, gpu_gb: float | int, tflops: float | int | No
     Raises:
         ValueError: a recipe that does not parse, or a language model that is neither here nor reachable.
     """
-    quiet()
     tflops = tflops or TFLOPS[min(TFLOPS, key=lambda size: abs(size - gpu_gb))]
-    samples = _samples(_Recipe(recipe).datamodule)
+    samples = first_samples(RecipeParts(recipe).datamodule)
     asked = _Rehearsal(recipe, samples)
     room = (gpu_gb - CONTEXT_GB) * GB / SPARE
     stages = [_stage(asked, name, room, tflops) for name in asked.module.stages]
@@ -124,38 +123,18 @@ def _advice(recipe: Sequence[str], samples: list[Sample], worst: StagePlan, room
     if worst.largest_batch:
         advice.append(f"--data.batch_size {worst.largest_batch} fits (accumulate_grad_batches makes up for it)")
     lighter = _Rehearsal(recipe, samples, checkpointing=True)
-    foot = lighter(worst.stage, worst.batch_size)
-    if foot.total < worst.total:
-        fits = "fits" if foot.total <= room else "not enough alone"
-        advice.append(f"recomputing the encoder's activations (checkpointing: true): {foot.total / GB:.2f} GB, {fits}")
-    base = lighter.frozen_language()
-    if base:
-        quarter = foot.total - base * (1 - FOUR_BIT / 2)
-        fits = "fits" if quarter <= room else "not enough alone"
-        advice.append(f"and a 4-bit base (quantization: 4bit): about {quarter / GB:.2f} GB, {fits}")
+    total = lighter(worst.stage, worst.batch_size).total
+    if total < worst.total:
+        fits = "fits" if total <= room else "not enough alone"
+        where = "encoder and language.Pretrained"
+        advice.append(f"recomputing activations (checkpointing: true, of {where}): {total / GB:.2f} GB, {fits}")
+    if lighter.quantize():
+        total = lighter(worst.stage, worst.batch_size).total
+        fits = "fits" if total <= room else "not enough alone"
+        advice.append(f"and a 4-bit base (quantization: 4bit): about {total / GB:.2f} GB, {fits}")
     if not any("fits" in line and "not enough" not in line for line in advice):
         advice.append("a smaller model, or weights and optimizer spread over GPUs: overlays/fsdp2.yaml")
     return advice
-
-
-class _Recipe(RecipeCLI):
-    """A recipe parsed and built, without a trainer."""
-
-    def __init__(self, recipe: Sequence[str]) -> None:
-        super().__init__(
-            VolumeModule, VolumeData, run=False, args=named(recipe), save_config_callback=None,
-            parser_kwargs={"exit_on_error": False},
-        )  # fmt: skip
-
-    def before_instantiate_classes(self) -> None:
-        """The plan is for the card that is asked about, not for this machine's CPU."""
-
-    def instantiate_trainer(self, **kwargs: Any) -> None:
-        return None
-
-    @property
-    def precision(self) -> str:
-        return str(self._get(self.config, "trainer").get("precision") or "32")
 
 
 class _Rehearsal:
@@ -165,11 +144,13 @@ class _Rehearsal:
         self.samples = samples
         self.fakes = Fakes()
         with self.fakes:
-            parsed = _Recipe(recipe)
+            parsed = RecipeParts(recipe, here=False)  # the plan is for the card that is asked about
             self.module, self.grid, self.batch_size = parsed.model, parsed.datamodule.grid, parsed.datamodule.batch_size
             self.bf16 = parsed.precision.startswith("bf16")
-            if isinstance(self.module.language, Pretrained):
-                self.module.language = _shape_of(self.module.language)
+            source, four_bit = self.module.language, False
+            if isinstance(source, Pretrained):
+                four_bit = source.quantization is not None
+                self.module.language = _shape_of(replace(source, checkpointing=checkpointing or source.checkpointing))
             elif self.module.language is not None:
                 texts = [sample.study.report for sample in samples if sample.study.report]
                 self.module.language = self.module.language.build(texts)
@@ -179,6 +160,22 @@ class _Rehearsal:
             if checkpointing and hasattr(self.module.model.encoder, "checkpointing"):
                 self.module.model.encoder.checkpointing = True
         self.module.log = lambda *_, **__: None
+        self.quantized: list[nn.Linear] = []
+        if four_bit:
+            self.quantize()
+
+    def quantize(self) -> bool:
+        """From now on the language model's frozen matrices count as 4-bit ones; whether that changes anything."""
+        language = self.module.model.language
+        if self.quantized or language is None:
+            return False
+        head = language.causal_lm.get_output_embeddings()
+        self.quantized = [
+            part
+            for part in language.modules()
+            if isinstance(part, nn.Linear) and part is not head and id(part.weight) not in self.module.learnable
+        ]
+        return bool(self.quantized)
 
     def __call__(self, stage: str, size: int) -> Footprint:
         module = self.module
@@ -196,7 +193,12 @@ class _Rehearsal:
                     return module.training_step(windowed, 0)
 
             mode.vocabulary = None if language is None else language.causal_lm.config.vocab_size
-            return rehearse(step, module, optimizer, mode)
+            foot = rehearse(step, module, optimizer, mode)
+        sizes = [(part.weight.numel(), part.weight.element_size()) for part in self.quantized]
+        # Each matrix is unpacked while it is used: one of them at a time stands beside the packed ones.
+        unpacked = max((numel * size for numel, size in sizes), default=0)
+        saved = int(sum(numel * (size - FOUR_BIT) for numel, size in sizes))
+        return replace(foot, weights=foot.weights - saved, activations=foot.activations + unpacked)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Parameters by part: all, and those that may learn."""
@@ -208,30 +210,16 @@ class _Rehearsal:
                 found[name] = {"all": sum(p.numel() for p in parameters), "learn": learn}
         return found
 
-    def frozen_language(self) -> int:
-        """Bytes of the language model's weights that never learn: those that could be quantised."""
-        language = self.module.model.language
-        frozen = () if language is None else (p for p in language.parameters() if id(p) not in self.module.learnable)
-        return sum(p.numel() * p.element_size() for p in frozen)
-
 
 def _shape_of(source: Pretrained) -> LanguageModel:
     """A pretrained language model without its weights: config and tokenizer are all that is read."""
     # Adapters cast their weights, which tensors of a meta device allow and fakes do not.
     with _disable_current_modes(), torch.device("meta"):
-        model, tokenizer = causal_lm_without_weights(source.name, source.dtype)
-        language = LanguageModel(
-            model,
-            tokenizer,
-            lora=source.lora,
-            prefix=source.prefix,
-            train=source.train,
-            special_tokens=source.special_tokens,
-        )
+        language = source.around(*causal_lm_without_weights(source.name, source.dtype))
     return fakes_of(language)
 
 
-def _samples(data: VolumeData, count: int = 2) -> list[Sample]:
+def first_samples(data: VolumeData, count: int = 2) -> list[Sample]:
     """The training studies with the longest reports, or phantoms when the recipe's manifest is not there yet."""
     from vol3d import phantom
     from vol3d.data.manifest import Manifest

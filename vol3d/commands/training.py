@@ -54,6 +54,20 @@ def _merge(arguments: argparse.Namespace) -> Result:
     return Result(data, f"{arguments.alpha:g} tuned + {1 - arguments.alpha:g} base: {folder}")
 
 
+def _consolidate_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("checkpoint", metavar="CHECKPOINT", help="under RUN/checkpoints, a file or a folder of pieces")
+    verb.add_argument("out", metavar="OUT", help="folder to write")
+    verb.add_argument("--config", metavar="RECIPE", help="default: RUN/recipe.yaml")
+    verb.add_argument("--merge", action="store_true", help="add LoRA adapters into the weights they adapt")
+
+
+def _consolidate(arguments: argparse.Namespace) -> Result:
+    from vol3d.training.consolidate import consolidate
+
+    folder = consolidate(arguments.checkpoint, arguments.config, arguments.out, merge=arguments.merge)
+    return Result({"model": str(folder), "merged": arguments.merge}, f"model: {folder}")
+
+
 def _info_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("model", nargs="?", metavar="MODEL", help="folder of a saved model")
 
@@ -67,7 +81,13 @@ def _info(arguments: argparse.Namespace) -> Result:
 
 
 def _plan_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--config", required=True, metavar="RECIPE")
+    verb.add_argument(
+        "--config",
+        required=True,
+        action="append",
+        metavar="RECIPE",
+        help="also a run's recipe.yaml; again for overlays",
+    )
     verb.add_argument("--gpu", type=float, required=True, metavar="GB", help="memory of the card in GB")
     verb.add_argument("--tflops", type=float, help="its dense bf16 peak (default: of a common card of this size)")
     verb.add_argument(
@@ -78,7 +98,7 @@ def _plan_arguments(verb: argparse.ArgumentParser) -> None:
 def _plan(arguments: argparse.Namespace) -> Result:
     from vol3d.plan import plan
 
-    recipe = ["--config", arguments.config, *(f"--{option}" for option in arguments.set)]
+    recipe = [f"--config={name}" for name in arguments.config] + [f"--{option}" for option in arguments.set]
     made = plan(recipe, gpu_gb=arguments.gpu, tflops=arguments.tflops)
     return Result(made.to_dict(), str(made), code=0 if made.fits else 1)
 
@@ -98,6 +118,12 @@ COMMANDS = {
         "vol3d merge runs/base/model runs/tuned/model runs/merged --alpha 0.5",
         _merge_arguments,
         _merge,
+    ),
+    "consolidate": Command(
+        "a run's checkpoint, in however many pieces, as a model folder",
+        "vol3d consolidate runs/mine/checkpoints/last.ckpt runs/mine/model --merge",
+        _consolidate_arguments,
+        _consolidate,
     ),
     "info": Command(
         "versions, devices, and what a model was trained on", "vol3d info runs/demo/model", _info_arguments, _info

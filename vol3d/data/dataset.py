@@ -20,6 +20,8 @@ from vol3d.data.cache import MASKS, VolumeCache, sample
 from vol3d.data.entries import Compression, Room, no_room
 from vol3d.data.manifest import Manifest
 from vol3d.data.priors import with_prior_reports
+from vol3d.data.shards import parse_shard
+from vol3d.data.shards import shard as part_of
 from vol3d.data.slots import Slots
 from vol3d.volume.grid import Grid
 
@@ -167,6 +169,7 @@ class VolumeData(LightningDataModule):
         compression: "blosc2" writes new cache entries at half the size.
         augment: applied to each training batch on the device, after the window, with the number of the batch since
             the run began (see `vol3d.data.augment.Augment`).
+        shard: "3/64" predicts the fourth of 64 parts only, patients whole (see `vol3d.data.shards.shard`).
         others: name → manifest that single stages of training learn from (`Stage.data`); validation, test and
             prediction stay with `manifest`.
 
@@ -188,6 +191,7 @@ class VolumeData(LightningDataModule):
         masks: bool | list[str] = True,
         compression: Compression | None = None,
         others: dict[str, str | Manifest] | None = None,
+        shard: str | None = None,
     ) -> None:
         super().__init__()
         self.source = manifest
@@ -202,6 +206,7 @@ class VolumeData(LightningDataModule):
         self.masks = masks
         self.compression = compression
         self.other_sources = others or {}
+        self.shard = None if shard is None else parse_shard(shard)
         self.reading: str | None = None
         """Name of the manifest the training loader reads; None is `manifest`."""
         self._resumed: tuple[str | None] | None = None
@@ -254,7 +259,8 @@ class VolumeData(LightningDataModule):
         manifest = self._read(name)
         if split != "predict":
             return manifest.split(split)
-        return manifest if all(study.split is None for study in manifest) else manifest.split("test")
+        chosen = manifest if all(study.split is None for study in manifest) else manifest.split("test")
+        return chosen if self.shard is None else part_of(chosen, *self.shard)
 
     def train_dataloader(self) -> ResumableLoader:
         self.reading = self._wanted()

@@ -126,12 +126,12 @@ def run(arguments: Sequence[str] | None = None) -> RecipeCLI:
             parser_kwargs={"prog": "vol3d", "exit_on_error": False} | EXAMPLES,
         )
     except ArgumentError as error:
-        raise ValueError(_said(str(error), list(arguments or ["fit"]))) from error
+        raise ValueError(explained(str(error), list(arguments or ["fit"]))) from error
     except torch.OutOfMemoryError as error:
         raise ValueError(out_of_memory(str(error), list(arguments or ["fit"]))) from error
 
 
-def _said(message: str, arguments: list[str]) -> str:
+def explained(message: str, arguments: Sequence[str]) -> str:
     """What the parser said in one line: which recipe, which key, and the way out."""
     if "File does not exist" in message:
         shipped = sorted(path.name for path in files("vol3d.recipes").iterdir() if path.name.endswith(".yaml"))

@@ -5,23 +5,26 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 
 from vol3d.data.dataset import VolumeData
 from vol3d.model.language import LanguageModel
 from vol3d.model.pretrained import save
-from vol3d.training.cli import RecipeCLI, named, quiet
 from vol3d.training.module import VolumeModule
+from vol3d.training.recipe import RecipeParts
 
 
 def consolidate(
-    checkpoint: str | Path, recipe: str | Path, out: str | Path, *, merge: bool = False, data: VolumeData | None = None
+    checkpoint: str | Path,
+    recipe: str | Path | None,
+    out: str | Path,
+    *,
+    merge: bool = False,
+    data: VolumeData | None = None,
 ) -> Path:
     """Write the model folder `out` from a checkpoint of DDP, FSDP2 or DeepSpeed; it needs the memory, but no GPU.
 
@@ -29,7 +32,7 @@ def consolidate(
 
     Args:
         checkpoint: RUN/checkpoints/last.ckpt, a file or a folder.
-        recipe: RUN/recipe.yaml.
+        recipe: RUN/recipe.yaml; None for the one beside the folder the checkpoint lies in.
         merge: add LoRA adapters into the weights they adapt.
         data: read its manifest and grid instead of the recipe's.
 
@@ -40,8 +43,9 @@ def consolidate(
     Example:
         >>> consolidate("runs/a/checkpoints/last.ckpt", "runs/a/recipe.yaml", "runs/a/model")  # doctest: +SKIP
     """
-    module, own, _ = recipe_parts(["--config", str(recipe)])
-    return write_model(module, data or own, whole_state(checkpoint), out, merge=merge, told=str(checkpoint))
+    recipe = Path(checkpoint).absolute().parent.parent / "recipe.yaml" if recipe is None else recipe
+    state, parts = whole_state(checkpoint), RecipeParts(["--config", str(recipe)])
+    return write_model(parts.model, data or parts.datamodule, state, out, merge=merge, told=str(checkpoint))
 
 
 def write_model(
@@ -100,26 +104,3 @@ def _of_zero(path: Path) -> dict[str, Tensor]:
     # It prints, and writes what it also returns.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, contextlib.redirect_stdout(io.StringIO()):
         return convert_zero_checkpoint_to_fp32_state_dict(path, str(Path(folder) / "whole.pt"))["state_dict"]
-
-
-class _Parts(RecipeCLI):
-    """A recipe's module and data, without a trainer."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        super().add_arguments_to_parser(parser)
-        for name in ("--ckpt_path", "--weights_only"):  # options of `fit`, which a run's recipe.yaml has
-            parser.add_argument(name, type=Any, default=None)
-
-    def instantiate_trainer(self, **kwargs: Any) -> None:
-        return None
-
-
-def recipe_parts(options: Sequence[str]) -> tuple[VolumeModule, VolumeData, str]:
-    """The module and the data of a recipe as training begins with them, and the trainer's precision."""
-    quiet()
-    made = _Parts(
-        VolumeModule, VolumeData, run=False, args=named(options), save_config_callback=None,
-        parser_kwargs={"exit_on_error": False},
-    )  # fmt: skip
-    said = str(made._get(made.config, "trainer").get("precision") or "32-true")
-    return made.model, made.datamodule, {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}.get(said, said)

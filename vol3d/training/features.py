@@ -301,10 +301,10 @@ def encoder_of(source: str | Path) -> tuple[Encoder, Grid, str]:
 
         model, _, grid = build(source)
         return model.encoder, grid, "32-true"
-    from vol3d.training.consolidate import recipe_parts
+    from vol3d.training.recipe import RecipeParts
 
-    module, data, precision = recipe_parts(["--config", str(source)])
-    return module.encoder, data.grid, precision
+    parts = RecipeParts(["--config", str(source)])
+    return parts.model.encoder, parts.datamodule.grid, parts.precision
 
 
 def autocast(precision: str, device: str) -> AbstractContextManager[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from vol3d.data.batch import Batch
 from vol3d.model.adapters import parameter_table
@@ -16,6 +17,7 @@ from vol3d.model.interfaces import Encoder, Features, Projector, Task
 from vol3d.model.language import LanguageModel, LanguageSource
 from vol3d.model.volume_lm import VolumeLM
 from vol3d.training.features import FeatureCache
+from vol3d.training.means import Means, first_visits
 from vol3d.training.mixing import Mixture, conflicts
 from vol3d.training.stages import PARTS, Schedule, Stage
 
@@ -71,6 +73,7 @@ class VolumeModule(lightning.LightningModule):
         self.mixture = mixture or Mixture()
         self.mixture.prepare(list(tasks))
         self.feature_cache = FeatureCache(feature_cache_gb)
+        self.means = Means()
         self.model: VolumeLM | None = None
         self.stage: str | None = None
 
@@ -142,10 +145,41 @@ class VolumeModule(lightning.LightningModule):
         )
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        self._losses(batch, list(self.tasks), "val")
+        self._evaluate(batch, index, "val", self.trainer.val_dataloaders)
 
     def test_step(self, batch: Batch, index: int) -> None:
-        self._losses(batch, list(self.tasks), "test")
+        self._evaluate(batch, index, "test", self.trainer.test_dataloaders)
+
+    def _evaluate(self, batch: Batch, index: int, phase: str, loader: DataLoader[Any]) -> None:
+        """A batch's losses for the means over all studies of all processes. A study that only fills up the last batch
+        is left out; a batch of nothing else runs all the same, since divided weights are gathered together."""
+        rows = first_visits(batch, index, loader)
+        self._losses(
+            batch.select(rows) if 0 < len(rows) < len(batch) else batch, list(self.tasks), phase if rows else None
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_means()
+
+    def on_test_epoch_end(self) -> None:
+        self._log_means()
+
+    def _log_means(self) -> None:
+        for name, value in self.means.take().items():
+            self.log(name, value, prog_bar=name.endswith("_loss"))
+
+    def _note(self, phase: str | None, name: str, value: Any, weight: int | None) -> None:
+        """Training's numbers go to the log at once, the others' when their epoch ends; those of no phase nowhere.
+
+        Args:
+            weight: studies the value is a mean over; None for a count.
+        """
+        if phase == "train":
+            self.log(f"train/{name}", value, batch_size=weight or 1, prog_bar=name.endswith("_loss"))
+        elif phase is not None and weight is None:
+            self.means.count(f"{phase}/{name}", value)
+        elif phase is not None:
+            self.means.add(f"{phase}/{name}", value, weight)
 
     def predict_step(self, batch: Batch, index: int) -> list[dict[str, Any]]:
         features = self._project(self.encode(batch), list(self.tasks))
@@ -155,23 +189,23 @@ class VolumeModule(lightning.LightningModule):
                 row.update(prediction)
         return rows
 
-    def _losses(self, batch: Batch, names: Sequence[str], phase: str) -> Tensor | None:
+    def _losses(self, batch: Batch, names: Sequence[str], phase: str | None) -> Tensor | None:
         features = self._see(batch, names)
         losses: dict[str, Tensor] = {}
         for name in names:
             task = self.tasks[name]
             output = task.loss(self.model, features, batch)
-            self.log(f"{phase}/{name}_studies", float(output.count), batch_size=len(batch), reduce_fx="sum")
+            self._note(phase, f"{name}_studies", float(output.count), None)
             if output.loss is None:
                 continue
-            self.log(f"{phase}/{name}_loss", output.loss.detach(), prog_bar=True, batch_size=output.count)
+            self._note(phase, f"{name}_loss", output.loss.detach(), output.count)
             for key, value in output.log.items():
-                self.log(f"{phase}/{name}_{key}", value, batch_size=output.count)
+                self._note(phase, f"{name}_{key}", value, output.count)
             losses[name] = task.weight * output.loss
         if not losses:
             return None
         total = self.mixture.total(losses)
-        self.log(f"{phase}/loss", total.detach(), batch_size=len(batch))
+        self._note(phase, "loss", total.detach(), len(batch))
         if phase == "train":
             self._log_conflicts(losses, features)
         return total

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary, WeakIdRef
 
 aten = torch.ops.aten
-_READS_VALUES = (aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default)
 _INDEXES = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 PART = 50
 """Of what a mask selects, one in so many is taken to be chosen: what a shape cannot tell has to be assumed."""
@@ -40,10 +39,21 @@ class Footprint:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
+def _keeps(dtype: torch.dtype) -> bool:
+    """Whether numbers of this type stay real: whole ones, truth values, and geometry, which is in float64."""
+    return not dtype.is_floating_point or dtype == torch.float64
+
+
+def _reads_values(func: Any) -> bool:
+    """Whether what comes out, or how much of it, depends on values (item, nonzero, unique)."""
+    tags = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
+    return func not in _INDEXES and any(tag in func.tags for tag in tags)
+
+
 class Whole(TorchDispatchMode):
-    """Whole numbers and truth values stay real beside their valueless doubles: token ids, labels and masks decide
-    what a step does, and cost little. Where a number is read that depends on fractions, it is taken to be 1, and a
-    mask made of fractions to select one in `PART`.
+    """Whole numbers, truth values and geometry stay real beside their valueless doubles: token ids, labels, masks and
+    affines decide what a step does, and cost little. Where a number is read that depends on other fractions, it is
+    taken to be 1, and a mask made of them to select one in `PART`.
     """
 
     def __init__(self, mode: FakeTensorMode) -> None:
@@ -53,10 +63,10 @@ class Whole(TorchDispatchMode):
         self.logits = 0
 
     def give(self, value: Tensor) -> Tensor:
-        """A real tensor → its double, which remembers it when it is of whole numbers."""
+        """A real tensor → its double, which remembers it when it is of a type that stays real."""
         with _disable_current_modes():
             double = self.mode.from_tensor(value)
-        if not value.is_floating_point():
+        if _keeps(value.dtype):
             self.real[double] = value
         return double
 
@@ -65,10 +75,8 @@ class Whole(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         known = self._known(func, args, kwargs)
-        if known is not None and func in _READS_VALUES:
-            return known if func is aten._local_scalar_dense.default else self.give(known)
-        if known is None and func in _READS_VALUES:
-            return self._assume(func, args)
+        if _reads_values(func):
+            return self._assume(func, args) if known is None else tree_map_only(Tensor, self.give, known)
         if func in _INDEXES:
             args = (args[0], self._numbers(args[1]), *args[2:])
         out = func(*args, **kwargs)
@@ -76,17 +84,17 @@ class Whole(TorchDispatchMode):
             self.logits = max(self.logits, out.numel() * out.element_size() * out.is_floating_point())
         if known is not None and tree_flatten(out)[1] == tree_flatten(known)[1]:
             for double, value in zip(tree_flatten(out)[0], tree_flatten(known)[0], strict=True):
-                if isinstance(double, FakeTensor) and not value.is_floating_point():
+                if isinstance(double, FakeTensor) and _keeps(value.dtype):
                     self.real[double] = value
         return out
 
     def _known(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The real result, where all that goes in is real and whole, and so is what comes out."""
+        """The real result, where all that goes in is real, and so is what comes out."""
         flat, spec = tree_flatten((args, kwargs))
         tensors = [value for value in flat if isinstance(value, Tensor)]
         if not all(tensor in self.real for tensor in tensors if isinstance(tensor, FakeTensor)):
             return None
-        if any(t.is_floating_point() for t in tensors) or kwargs.get("dtype", torch.long).is_floating_point:
+        if not all(_keeps(dtype) for dtype in (*(t.dtype for t in tensors), kwargs.get("dtype") or torch.long)):
             return None
         if not tensors and "dtype" not in kwargs and func not in (aten.arange.default, aten.arange.start):
             return None  # a new tensor of fractions
@@ -97,6 +105,7 @@ class Whole(TorchDispatchMode):
             return func(*real_args, **real_kwargs)
 
     def _assume(self, func: Any, args: tuple[Any, ...]) -> Any:
+        """What reading values gives where there are none."""
         if func is aten._local_scalar_dense.default:
             return True if args[0].dtype == torch.bool else 1
         count = max(1, args[0].numel() // PART)

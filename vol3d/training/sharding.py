@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from vol3d.data.batch import Batch
+from vol3d.model.interfaces import Task
 
 STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 """What Lightning calls on the module; inside them its weights are whole."""
@@ -59,6 +60,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         super().__init__(config=deepcopy(config), process_group_backend=process_group_backend)
 
     def setup(self, trainer: Any) -> None:
+        check_labels(self.lightning_module, trainer.datamodule)
         self.precision_plugin = _ZeroPrecision(self.precision_plugin.precision)
         super().setup(trainer)
 
@@ -95,6 +97,7 @@ class Fsdp2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
     def setup(self, trainer: Any) -> None:
+        check_labels(self.lightning_module, trainer.datamodule)
         shard(self.lightning_module, self.device_mesh["data_parallel"])
         super().setup(trainer)
 
@@ -110,6 +113,32 @@ class Fsdp2Strategy(ModelParallelStrategy):
     def on_validation_end(self) -> None:
         """A step without a backward pass leaves weights gathered; training goes on with the pieces."""
         settle(self.lightning_module)
+
+
+def check_labels(module: Any, data: Any) -> None:
+    """Divided weights are gathered by all processes at once: where one of them has no label for a task in its batch and
+    leaves the task out, the others wait for ever. So all studies of a stage carry a task's labels, or none does.
+
+    Tasks that do not say which studies are labelled (`Task.labelled`) are not checked.
+
+    Raises:
+        ValueError: a task whose labels only some of the studies carry (stage, task and both numbers are named).
+    """
+    if data is None:
+        return
+    for name, stage in module.stages.items():
+        manifest = data.manifest if stage.data is None else data.others[stage.data]
+        studies = manifest.split("train")
+        for task in stage.tasks or module.tasks:
+            if type(module.tasks[task]).labelled is Task.labelled:
+                continue
+            labelled = sum(module.tasks[task].labelled(study) for study in studies)
+            if 0 < labelled < len(studies):
+                raise ValueError(
+                    f"stage {name!r}, task {task!r}: {labelled} of {len(studies)} training studies carry its labels, "
+                    "and a process that meets none would leave the others waiting: take overlays/ddp.yaml, or give the "
+                    "stage a manifest of labelled studies (data)"
+                )
 
 
 def shard(module: Any, mesh: DeviceMesh) -> None:
