@@ -69,14 +69,34 @@ def test_a_study_without_a_label_costs_its_task_nothing(tmp_path: Path) -> None:
         torch.testing.assert_close(outputs[0].loss, outputs[1].loss, msg=name)
 
 
-def test_a_batch_without_any_label_is_refused_with_its_studies(tmp_path: Path) -> None:
+def test_a_pass_without_any_label_is_refused_with_its_studies(tmp_path: Path) -> None:
     silent = [world.study(n, report=False, mask=False) for n in range(8)]
-    data = world.World(silent)
+    data = world.World(silent, batch_size=4)
     data.manifest = world.World([world.study(9)]).manifest
     with pytest.raises(
-        ValueError, match=r"no task of stage 'all' \(findings, report\) found a label in studies \['s0'"
+        ValueError, match=r"\(findings, report\) found a label in all 2 batches of a pass, \['s4', .* give the manifest"
     ):
-        fit(1, tmp_path, data=data)
+        fit(4, tmp_path, data=data)
+
+
+def test_a_batch_without_any_label_among_others_moves_nothing(tmp_path: Path) -> None:
+    """Its loss is 0: summed over two batches, the gradient is the labelled one's alone."""
+    labelled = [world.study(n) for n in range(8)]
+    silent = [world.study(n, report=False, mask=False) for n in range(8, 16)]
+    stages = {"see": Stage(None, ["findings"], learning_rate=1e-3)}
+    gradients = {}
+
+    class Keep(lightning.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+            named = pl_module.named_parameters()
+            gradients[trainer.accumulate_grad_batches] = {n: p.grad.clone() for n, p in named if p.grad is not None}
+
+    fit(1, tmp_path, world.module(stages), world.World(labelled), callbacks=[Keep()])
+    both = world.World(silent + labelled)
+    fit(1, tmp_path, world.module(stages), both, callbacks=[Keep()], accumulate_grad_batches=2)
+    assert gradients[1].keys() <= gradients[2].keys()
+    for name, gradient in gradients[2].items():
+        torch.testing.assert_close(2 * gradient, gradients[1].get(name, torch.zeros_like(gradient)), msg=name)
 
 
 def test_a_resumed_run_has_the_same_losses(tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ class VolumeModule(lightning.LightningModule):
         self.means = Means()
         self.model: VolumeLM | None = None
         self.stage: str | None = None
+        self.unlabelled = 0
+        """Batches of this pass in which no task of the present stage found a label."""
 
     # --- building -------------------------------------------------------------------------------------------
 
@@ -138,11 +140,25 @@ class VolumeModule(lightning.LightningModule):
         for drawn in [[name] for name in self.mixture.draw(names, self.global_step)] if one else [names]:
             if (loss := self._losses(batch, drawn, "train")) is not None:
                 return loss
-        studies = [study.study for study in batch.studies]
-        raise ValueError(
-            f"no task of stage {self.stage!r} ({', '.join(names)}) found a label in studies {studies}: "
-            "give the manifest the labels these tasks learn from, or leave the task out"
-        )
+        return self._nothing(batch, names)
+
+    def _nothing(self, batch: Batch, names: Sequence[str]) -> Tensor:
+        """A loss of 0 for a batch in which no task finds a label: rows may carry any mixture, but some must carry one.
+
+        Not None, which Lightning refuses under DDP, where another process may have labels.
+
+        Raises:
+            ValueError: a whole pass over the data found none.
+        """
+        self.unlabelled += 1
+        if self.unlabelled == self.trainer.num_training_batches:
+            studies = [study.study for study in batch.studies]
+            raise ValueError(
+                f"no task of stage {self.stage!r} ({', '.join(names)}) found a label in all {self.unlabelled} batches "
+                f"of a pass, {studies} the last: give the manifest the labels these tasks learn from, or leave the "
+                "task out"
+            )
+        return sum(0.0 * parameter.sum() for parameter in self.parameters() if parameter.requires_grad)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         self._evaluate(batch, index, "val", self.trainer.val_dataloaders)
@@ -221,6 +237,9 @@ class VolumeModule(lightning.LightningModule):
 
     # --- stages and optimizer -------------------------------------------------------------------------------
 
+    def on_train_epoch_start(self) -> None:
+        self.unlabelled = 0
+
     def on_train_batch_start(self, batch: Batch, index: int) -> int | None:
         name = self.schedule.name(self.global_step)
         if self.stages[name].data != getattr(self.trainer.datamodule, "reading", None):
@@ -231,7 +250,7 @@ class VolumeModule(lightning.LightningModule):
 
     def enter(self, name: str) -> None:
         """Freeze what this stage does not train, and say how much it does."""
-        self.stage, stage = name, self.stages[name]
+        self.stage, stage, self.unlabelled = name, self.stages[name], 0
         self.feature_cache.clear()
         for part_name in PARTS:
             part = self.part(part_name)
