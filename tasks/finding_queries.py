@@ -1,8 +1,8 @@
-"""Finding queries: the first visual tokens each answer for one finding."""
+"""Finding queries: which findings a study has, each answered by a query of its own."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,40 +11,58 @@ from torch import Tensor, nn
 from vol3d.data.batch import Batch
 from vol3d.model.interfaces import Features, Task, TaskOutput
 from vol3d.model.volume_lm import VolumeLM
+from vol3d.tasks.pooling import PooledLogits
 
 
 class FindingQueries(Task):
-    """Visual token i says whether finding i is present: supervision that reaches the projector before language does.
+    """Whether each finding is present, from labels alone: supervision that comes before language does.
 
     A language model that is learning to write gets little signal about what to look at, because most tokens of a
-    report are wording. Here the projector first learns to put each finding's answer in a known token, where the
-    language model then finds it. Truth is `labels_known` of the manifest; a finding that is not in it, or null, is
-    unknown and costs nothing.
+    report are wording. Reading "visual", token i of the projector says whether finding i is present: the projector
+    learns to put each finding's answer in a known token, where the language model then finds it. Reading "tokens", a
+    learned query a finding looks at the encoder's tokens: a classification that trains the encoder, with no projector.
+    Truth is `labels_known` of the manifest; a finding that is not in it, or null, is unknown and costs nothing.
 
     Args:
-        model: the shared model; its projector must give at least as many tokens as there are findings.
+        model: the shared model; for "visual" its projector must give at least as many tokens as there are findings.
         findings: names as in the manifest ("left pleural effusion", "ascites").
+        read: "visual", the projector's first tokens, one a finding; or "tokens", the encoder's.
 
     Raises:
-        ValueError: the model has no projector, or its projector too few tokens (when the loss is computed).
+        ValueError: "visual" without a projector, or with one of too few tokens (when the loss is computed).
 
     Source: learned queries as in DETR (arXiv:2005.12872), each bound to one finding as in Query2Label
-    (arXiv:2107.10834); here the queries are the perceiver's own latents.
+    (arXiv:2107.10834); reading "visual" they are the perceiver's own latents, reading "tokens" this is the
+    classification of U-VLM's second stage (arXiv:2603.00479), with one head and no layers of its own.
     """
 
-    uses = frozenset({"visual"})
-
-    def __init__(self, model: VolumeLM, *, findings: list[str], weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: VolumeLM,
+        *,
+        findings: list[str],
+        read: Literal["visual", "tokens"] = "visual",
+        weight: float = 1.0,
+    ) -> None:
         super().__init__()
-        if model.projector is None:
-            raise ValueError("FindingQueries needs a model with a projector")
         if len(set(findings)) != len(findings) or not findings:
             raise ValueError(f"findings must be named once each and at least one, got {findings}")
-        self.findings, self.weight = list(findings), weight
+        self.findings, self.read, self.weight = list(findings), read, weight
+        self.uses = frozenset({"visual"}) if read == "visual" else frozenset()
+        if read == "tokens":
+            self.head: nn.Module = PooledLogits(model.encoder.embed_dim, len(findings))
+            return
+        if model.projector is None:
+            raise ValueError(
+                "FindingQueries reads the projector's tokens and the model has no projector: give it one, or "
+                'read="tokens"'
+            )
         self.head = nn.Linear(model.projector.out_dim, 1)
 
     def logits(self, model: VolumeLM, features: Features) -> Tensor:
         """Shape: (batch, findings)."""
+        if self.read == "tokens":
+            return self.head(features)
         tokens = model.project(features)
         if tokens.shape[1] < len(self.findings):
             raise ValueError(

@@ -28,7 +28,8 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 
 LIMITS = {
     "embed_dim": 48, "depth": 1, "inner_dim": 48, "num_latents": 16, "num_queries": 16, "width": 8, "slice_depth": 1,
-    "column_depth": 1, "combiner_depth": 1, "latent_dim": 16, "hidden_dim": 48, "max_new_tokens": 24, "rank": 4,
+    "column_depth": 1, "combiner_depth": 1, "latent_dim": 16, "hidden_dim": 48, "dim": 48, "max_new_tokens": 24,
+    "rank": 4,
 }  # fmt: skip
 """The largest value a test trains with, by the name of the argument."""
 
@@ -64,9 +65,16 @@ def stages_of(recipe: str, *overlays: str) -> int:
 
 
 def small(
-    recipe: str, manifest: Path, folder: Path, steps: int, language: Path | None = None, overlays: Sequence[str] = ()
+    recipe: str,
+    manifest: Path,
+    folder: Path,
+    steps: int,
+    language: Path | None = None,
+    overlays: Sequence[str] = (),
+    stage_steps: int | None = None,
 ) -> list[str]:
-    """Options for `run(["fit", …])`: the recipe, small, for `steps` steps, at least half of them in its last stage."""
+    """Options for `run(["fit", …])`: the recipe, small, for `steps` steps; each stage but the last has `stage_steps` of
+    them, by default so many that at least half are the last one's. Manifests of single stages are `manifest` too."""
     config = _resolved(recipe, overlays)
     model, data = config["model"], config["data"]
     patch = _small_encoder(model["encoder"])
@@ -75,9 +83,10 @@ def small(
     stages = model["stages"] or {}
     for stage in stages.values():
         if stage["steps"] is not None:
-            stage["steps"] = max(1, steps // (2 * len(stages)))
+            stage["steps"] = stage_steps or max(1, steps // (2 * len(stages)))
     config["trainer"] |= {**TRAINER, "max_steps": steps}
-    data |= {"manifest": str(manifest), "batch_size": 4, "num_workers": 0}
+    data |= {"manifest": str(manifest), "batch_size": min(4, max(2, data["batch_size"])), "num_workers": 0}
+    data["others"] = data["others"] and {name: str(manifest) for name in data["others"]}
     data["cache"] = data["cache"] and str(folder / "cache")
     data["grid"] = _small_grid(data["grid"], patch, (model["projector"] or {}).get("init_args", {}))
     config["run"] = str(folder)

@@ -217,6 +217,28 @@ def test_resuming_goes_on_to_the_same_losses_and_keeps_the_history(
     assert list(losses(folder)) == list(range(STEPS))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["merlin_joint.yaml", "merlin_staged.yaml", "m3d_style.yaml", "u_vlm_style.yaml"])
+def test_a_run_stopped_in_every_stage_goes_on_to_the_same_losses(
+    recipe: str, manifest: Path, language: Path, tmp_path: Path
+) -> None:
+    """Two steps a stage, and the power goes out after the first of each: one run, as if never stopped."""
+    count = stages_of(recipe)
+    options = {
+        name: small(recipe, manifest, tmp_path / name, 2 * count, language, stage_steps=2) for name in ("whole", "cut")
+    }
+    run(["fit", *options["whole"]])
+    for stage in range(count):
+        crash = ["--trainer.callbacks+=test_recipes.Crash", f"--trainer.callbacks.step={2 * stage + 1}"]
+        with pytest.raises(RuntimeError, match="the power went out"):
+            run(["fit", *options["cut"], *crash, *(["--ckpt_path=last"] if stage else [])])
+        assert not (tmp_path / "cut" / "model").exists()
+    run(["fit", *options["cut"], "--ckpt_path=last"])
+    assert list(losses(tmp_path / "cut")) == list(range(2 * count))
+    assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+    assert len(set(losses(tmp_path / "cut").values())) == 2 * count
+
+
 def test_a_new_run_in_an_old_folder_starts_its_history_anew(manifest: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     for steps in (6, 3):
