@@ -135,7 +135,8 @@ def _small_encoder(node: dict[str, Any]) -> tuple[int, int, int]:
         arguments["weights"] = None
         node["dict_kwargs"] = arguments = _listed({**defaults, **named, **(node.get("dict_kwargs") or {})})
     for key in {"layers", "blocks", "depths"} & arguments.keys():
-        arguments[key] = [1] * len(arguments[key])
+        # Each level of blocks halves the volume: fewer take a smaller grid.
+        arguments[key] = [1] * min(len(arguments[key]), 3 if key == "blocks" else 9)
     for index, member in enumerate(arguments.get("members", [])):
         member = {"name": member} if isinstance(member, str) else member
         inner = {"class_path": "vol3d.encoders.create", "init_args": {"name": member["name"]}, "dict_kwargs": member}

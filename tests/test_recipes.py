@@ -19,6 +19,7 @@ from typing import Any
 
 import lightning
 import pytest
+import torch
 import yaml
 from small_recipes import RECIPES, found, resolved, small, stages_of
 from volume_files import dicom_slice
@@ -222,17 +223,19 @@ def test_resuming_goes_on_to_the_same_losses_and_keeps_the_history(
 def test_a_run_stopped_in_every_stage_goes_on_to_the_same_losses(
     recipe: str, manifest: Path, language: Path, tmp_path: Path
 ) -> None:
-    """Two steps a stage, and the power goes out after the first of each: one run, as if never stopped."""
+    """Two steps a stage, and the power goes out in the second of each: one run, as if never stopped."""
     count = stages_of(recipe)
     options = {
         name: small(recipe, manifest, tmp_path / name, 2 * count, language, stage_steps=2) for name in ("whole", "cut")
     }
     run(["fit", *options["whole"]])
     for stage in range(count):
-        crash = ["--trainer.callbacks+=test_recipes.Crash", f"--trainer.callbacks.step={2 * stage + 1}"]
+        crash = ["--trainer.callbacks+=test_recipes.Crash", f"--trainer.callbacks.step={2 * stage + 2}"]
         with pytest.raises(RuntimeError, match="the power went out"):
             run(["fit", *options["cut"], *crash, *(["--ckpt_path=last"] if stage else [])])
         assert not (tmp_path / "cut" / "model").exists()
+        saved = torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=False)
+        assert saved["global_step"] == 2 * stage + 1, "the checkpoint lies inside the stage"
     run(["fit", *options["cut"], "--ckpt_path=last"])
     assert list(losses(tmp_path / "cut")) == list(range(2 * count))
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)

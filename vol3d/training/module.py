@@ -78,6 +78,7 @@ class VolumeModule(lightning.LightningModule):
         self.stage: str | None = None
         self.unlabelled = 0
         """Batches of this pass in which no task of the present stage found a label."""
+        self._chances: dict[str, Tensor] | None = None
 
     # --- building -------------------------------------------------------------------------------------------
 
@@ -244,6 +245,9 @@ class VolumeModule(lightning.LightningModule):
         name = self.schedule.name(self.global_step)
         if self.stages[name].data != getattr(self.trainer.datamodule, "reading", None):
             return -1  # ends the epoch; the next one reads this stage's manifest
+        if self._chances is not None:
+            _set_chances(self._chances)
+            self._chances = None
         if name != self.stage:
             self.enter(name)
         return None
@@ -294,10 +298,13 @@ class VolumeModule(lightning.LightningModule):
     # --- checkpoints ----------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Tasks draw prompts, dropout draws masks: a resumed run must draw as the whole one would have.
+        checkpoint["chances"] = _chances()
         if self.model.language is not None:
             checkpoint["vocabulary"] = self.model.language.tokenizer.get_vocab()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._chances = checkpoint.get("chances")
         saved = checkpoint.get("vocabulary")
         if saved is None or self.model is None or self.model.language is None:
             return
@@ -307,3 +314,15 @@ class VolumeModule(lightning.LightningModule):
                 f"the checkpoint's tokenizer has {len(saved)} tokens, this run's {len(own)}, and they differ: the "
                 "training reports have changed since; resume with the manifest the run was started with"
             )
+
+
+def _chances() -> dict[str, Tensor]:
+    """The state of torch's generators."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def _set_chances(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"].cpu())
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"].cpu())
