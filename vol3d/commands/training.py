@@ -36,6 +36,8 @@ def _convert(arguments: argparse.Namespace) -> Result:
         f"{done.tensors} tensors, {done.parameters:,} parameters: {done.folder}\n"
         f'load:   vol3d.encoders.create("{done.encoder}", weights="{done.folder}")'
     )
+    if done.projector:
+        text += f"\nbeside: projector.safetensors of {done.projector}"
     return Result(data, text)
 
 
