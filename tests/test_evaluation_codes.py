@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, roc_auc_score
 
 from vol3d.evaluation.metrics.codes import choose_thresholds, reliability, score_codes
-from vol3d.evaluation.metrics.ranking import Order, auroc, average_precision
+from vol3d.evaluation.metrics.ranking import Ranking
 
 
 def table(studies=300, codes=4, seed=0, unknown=0.3):
@@ -19,12 +19,9 @@ def table(studies=300, codes=4, seed=0, unknown=0.3):
 def test_areas_equal_scikit_learn_with_ties_and_weights():
     probability, truth, *_ = table(unknown=0.0)
     weights = np.random.default_rng(1).integers(0, 4, (3, 300)).astype(float)
-    order = Order(probability[:, 0])
     y = truth[:, 0]
-    for row, roc, ap in zip(
-        weights, auroc(order, weights * y, weights * (1 - y)), average_precision(order, weights * y, weights * (1 - y)),
-        strict=True,
-    ):  # fmt: skip
+    areas = Ranking(probability[:, 0], y == 1, y == 0).areas(weights.T, weights.T)
+    for row, roc, ap in zip(weights, *areas, strict=True):
         assert roc == pytest.approx(roc_auc_score(y, probability[:, 0], sample_weight=row))
         assert ap == pytest.approx(average_precision_score(y, probability[:, 0], sample_weight=row))
 

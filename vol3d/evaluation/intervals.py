@@ -40,7 +40,7 @@ def draw_weights(clusters: Sequence[Hashable], replicates: int, rng: np.random.G
     count = int(index.max()) + 1
     drawn = rng.integers(0, count, (replicates, count)) + count * np.arange(replicates)[:, None]
     times = np.bincount(drawn.ravel(), minlength=replicates * count).reshape(replicates, count)
-    return times[:, index].astype(np.float64)
+    return np.take(times.astype(np.float64), index, axis=1)
 
 
 def clustered_bootstrap(

@@ -15,7 +15,7 @@ from numpy import ndarray
 
 from vol3d.evaluation.intervals import clustered_bootstrap, undefined
 from vol3d.evaluation.metrics.baselines import blind
-from vol3d.evaluation.metrics.ranking import Order, auroc, average_precision
+from vol3d.evaluation.metrics.ranking import Ranking
 
 Table = Float[ndarray, "_studies _codes"]
 
@@ -134,17 +134,15 @@ class CodeScores:
 
     def __init__(self, probabilities: ndarray, positive: ndarray, negative: ndarray) -> None:
         self.probabilities, self.positive, self.negative = probabilities, positive, negative
-        self.known = [np.flatnonzero(column) for column in (positive + negative).T]
-        self.orders = [Order(column[known]) for column, known in zip(probabilities.T, self.known, strict=True)]
+        columns = zip(probabilities.T, positive.T > 0, negative.T > 0, strict=True)
+        self.rankings = [Ranking(*column) for column in columns]
 
     def statistic(self, weights: ndarray, thresholds: ndarray | None) -> ndarray:
         """(replicates, metrics + metrics · codes): the macro means, then each metric's codes."""
-        areas = np.empty((2, len(weights), len(self.orders)))
-        for code, (order, known) in enumerate(zip(self.orders, self.known, strict=True)):
-            drawn = weights[:, known]
-            positive, negative = drawn * self.positive[known, code], drawn * self.negative[known, code]
-            areas[0, :, code] = auroc(order, positive, negative)
-            areas[1, :, code] = average_precision(order, positive, negative)
+        by_study = np.ascontiguousarray(weights.T)
+        areas = np.empty((2, len(weights), len(self.rankings)))
+        for code, ranking in enumerate(self.rankings):
+            areas[:, :, code] = ranking.areas(by_study, by_study)
         blocks = list(areas)
         if thresholds is not None:
             said = (self.probabilities >= thresholds).astype(np.float64)

@@ -17,7 +17,7 @@ from numpy import ndarray
 
 from vol3d.evaluation.intervals import clustered_bootstrap
 from vol3d.evaluation.metrics.baselines import blind
-from vol3d.evaluation.metrics.ranking import Order, auroc
+from vol3d.evaluation.metrics.ranking import Ranking
 
 DEFINITIONS = {
     "c_index": "Harrell's C: of the pairs in which one surely had the event first, the share in which it had the "
@@ -211,8 +211,8 @@ class _Horizon:
 
     def __init__(self, days: ndarray, events: ndarray, risk: ndarray, chance: ndarray, horizon: float) -> None:
         self.days, self.events, self.chance, self.horizon = days, events, chance, horizon
-        self.order = Order(risk)
         self.case, self.control = (days <= horizon) & events, days > horizon
+        self.ranking = Ranking(risk, self.case, self.control)
 
     def weights(self, weights: ndarray) -> tuple[ndarray, ndarray]:
         """Weights of cases and controls, corrected for censoring."""
@@ -227,7 +227,7 @@ class _Horizon:
     def statistic(self, weights: ndarray) -> ndarray:
         case, control = self.weights(weights)
         brier = (case @ self.chance**2 + control @ (1 - self.chance) ** 2) / weights.sum(1)
-        return np.stack([auroc(self.order, case, control), brier], axis=1)
+        return np.stack([self.ranking.areas(case.T, control.T)[0], brier], axis=1)
 
     def reference(self) -> float:
         """Brier score when everybody gets the same chance, the one that is best."""
