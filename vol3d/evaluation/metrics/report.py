@@ -9,7 +9,7 @@ from vol3d.evaluation.metrics import baselines
 from vol3d.evaluation.metrics.findings import DEFINITIONS as FINDING_DEFINITIONS
 from vol3d.evaluation.metrics.findings import MACRO_MICRO, score_findings
 from vol3d.evaluation.metrics.text import DEFINITIONS as TEXT_DEFINITIONS
-from vol3d.evaluation.metrics.text import score_text
+from vol3d.evaluation.metrics.text import Texts, score_text
 
 _BASELINE_METRICS = (*MACRO_MICRO, "laterality_accuracy", "exact_match")
 
@@ -41,18 +41,19 @@ def score_reports(
     """
     from vol3d.text.parser import finding_keys
 
-    keys, outputs = [set(finding_keys(text)) for text in truths], [set(finding_keys(text)) for text in predicted]
-    result = score_findings(keys, outputs, patients, replicates=replicates, seed=seed)
-    result |= score_text(truths, predicted, patients, replicates=replicates, seed=seed)
-
+    keys, outputs = ([finding_keys(text) for text in texts] for texts in (truths, predicted))
     source = list(training) or list(truths)
-    normal = baselines.always_normal(len(truths), source, [set(finding_keys(text)) for text in source])
+    read = [finding_keys(text) for text in source] if training else keys
+    normal = baselines.always_normal(len(truths), source, read)
     constant = {"always_normal": normal, "text_prior": baselines.text_prior(source, len(truths))}
-    result["baselines"] = {"blind": _blind(truths, predicted, keys, outputs, patients, seed)}
+    known = Texts([*truths, *predicted, *(texts[0] for texts in constant.values())])
+
+    result = score_findings(keys, outputs, patients, replicates=replicates, seed=seed)
+    result |= score_text(truths, predicted, patients, known=known, replicates=replicates, seed=seed)
+    result["baselines"] = {"blind": _blind(truths, predicted, keys, outputs, patients, known, seed)}
     for name, texts in constant.items():
-        said = set(finding_keys(texts[0]))
-        findings = _finding_values(keys, [said] * len(texts), patients)
-        result["baselines"][name] = findings | _text_values(truths, texts, patients) | {"text": texts[0]}
+        findings = _finding_values(keys, [finding_keys(texts[0])] * len(texts), patients)
+        result["baselines"][name] = findings | _text_values(truths, texts, patients, known) | {"text": texts[0]}
     result["collapse"] = baselines.collapse(predicted, truths)
     result["definitions"] = FINDING_DEFINITIONS | TEXT_DEFINITIONS
     return result
@@ -64,6 +65,7 @@ def _blind(
     keys: Sequence[set[str]],
     outputs: Sequence[set[str]],
     patients: Sequence[Hashable],
+    known: Texts,
     seed: int,
 ) -> dict[str, Any]:
     """Mean finding scores over five deals of the outputs to other patients' studies, wording of the first deal."""
@@ -73,7 +75,7 @@ def _blind(
         return {"finding_f1": None, "note": str(error)}
     scores = [_finding_values(keys, [outputs[i] for i in deal], patients) for deal in deals]
     means = {name: _mean([score[name] for score in scores]) for name in scores[0]}
-    return means | _text_values(truths, [predicted[i] for i in deals[0]], patients)
+    return means | _text_values(truths, [predicted[i] for i in deals[0]], patients, known)
 
 
 def _finding_values(
@@ -84,8 +86,11 @@ def _finding_values(
     return {name: scores[name]["value"] for name in _BASELINE_METRICS}
 
 
-def _text_values(truths: Sequence[str], texts: Sequence[str], patients: Sequence[Hashable]) -> dict[str, float | None]:
-    return {name: score["value"] for name, score in score_text(truths, texts, patients, replicates=1).items()}
+def _text_values(
+    truths: Sequence[str], texts: Sequence[str], patients: Sequence[Hashable], known: Texts
+) -> dict[str, float | None]:
+    scores = score_text(truths, texts, patients, known=known, replicates=1)
+    return {name: score["value"] for name, score in scores.items()}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -12,8 +12,7 @@ Source: Papineni et al. 2002 (BLEU), Lin 2004 (ROUGE), Post 2018 (tokens "13a").
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from vol3d.evaluation.intervals import clustered_bootstrap
+from vol3d.evaluation.metrics.grams import Words, overlap
 
 ORDER = 4
 TEXT_METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "m3d_bleu", "rouge_1", "rouge_2", "rouge_l")
@@ -48,12 +48,16 @@ def score_text(
     predicted: Sequence[str],
     patients: Sequence[Hashable],
     *,
+    known: Texts | None = None,
     replicates: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """The eight TEXT_METRICS, each `{"value", "low", "high"}` on a scale of 0 to 1 with a 95 % interval.
 
     An empty output scores 0.
+
+    Args:
+        known: these texts, already cut into words, when they are scored more than once.
 
     Raises:
         ValueError: the sequences differ in length, or are empty.
@@ -62,9 +66,26 @@ def score_text(
         raise ValueError(
             f"{len(truths)} truths, {len(predicted)} predictions, {len(patients)} patients: give one of each a study"
         )
-    statistic = TextCounts(truths, predicted).statistic
+    statistic = TextCounts(truths, predicted, known).statistic
     estimates = clustered_bootstrap(statistic, patients, replicates=replicates, seed=seed)
     return dict(zip(TEXT_METRICS, estimates, strict=True))
+
+
+class Texts:
+    """Different texts, each cut into words and n-grams once, however often it is compared."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.row = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        cased, names = Words.of(map(tokens_13a, self.row))
+        lower = Words.of([[name.lower() for name in names]])[0].numbers
+        self.tokens = cased.lengths
+        self.cased = cased.grams(1)
+        self.lower = cased.renamed(lower).grams(ORDER)
+        self.words, _ = Words.of(_WORD.findall(text.lower()) for text in self.row)
+        self.word_grams = self.words.grams(2)
+
+    def rows(self, texts: Sequence[str]) -> ndarray:
+        return np.array([self.row[text] for text in texts], dtype=np.int64)
 
 
 class TextCounts:
@@ -78,33 +99,25 @@ class TextCounts:
     bleu: Float[ndarray, "studies counts"]
     means: Float[ndarray, "studies scores"]
 
-    def __init__(self, truths: Sequence[str], predicted: Sequence[str]) -> None:
-        bleu, cased, rouge = [], [], []
-        for truth, output in zip(truths, predicted, strict=True):
-            tokens = tokens_13a(truth), tokens_13a(output)
-            cased.append(bleu_counts(*tokens, orders=1))
-            bleu.append(bleu_counts([word.lower() for word in tokens[0]], [word.lower() for word in tokens[1]]))
-            words = _WORD.findall(truth.lower()), _WORD.findall(output.lower())
-            rouge.append([rouge_n(*words, 1), rouge_n(*words, 2), rouge_l(*words)])
-        self.bleu = np.array(bleu, dtype=np.float64)
-        single = bleu_score(np.array(cased, dtype=np.float64), 1)
-        self.means = np.column_stack([single, np.array(rouge, dtype=np.float64)])
+    def __init__(self, truths: Sequence[str], predicted: Sequence[str], known: Texts | None = None) -> None:
+        texts = Texts([*truths, *predicted]) if known is None else known
+        pair = texts.rows(truths), texts.rows(predicted)
+        lengths = [texts.tokens[side] for side in reversed(pair)]
+        total = [np.maximum(lengths[0] - order, 0) for order in range(ORDER)]
+        self.bleu = np.column_stack([*lengths, *(overlap(grams, *pair) for grams in texts.lower), *total])
+        cased = np.column_stack([*lengths, overlap(texts.cased[0], *pair), lengths[0]])
+        rouge = [
+            2 * overlap(grams, *pair) / np.maximum(sum(grams.sum(1)[side] for side in pair), 1)
+            for grams in texts.word_grams
+        ]
+        longest = [rouge_l(texts.words[truth], texts.words[said]) for truth, said in np.stack(pair, axis=1).tolist()]
+        self.means = np.column_stack([bleu_score(cased, 1), *rouge, longest])
 
     def statistic(self, weights: ndarray) -> ndarray:
         """Study weights (replicates, studies) → (replicates, 8) in TEXT_METRICS' order."""
         sums = weights @ self.bleu
         means = weights @ self.means / weights.sum(1, keepdims=True)
         return np.column_stack([*(bleu_score(sums, order) for order in range(1, ORDER + 1)), means])
-
-
-def bleu_counts(truth: Sequence[str], output: Sequence[str], orders: int = ORDER) -> list[int]:
-    """Length of output and truth, matched n-grams for n = 1…orders, n-grams of the output for n = 1…orders."""
-    matched, total = [], []
-    for order in range(1, orders + 1):
-        expected, found = _ngrams(truth, order), _ngrams(output, order)
-        matched.append(sum(min(count, expected[gram]) for gram, count in found.items() if gram in expected))
-        total.append(max(len(output) - order + 1, 0))
-    return [len(output), len(truth), *matched, *total]
 
 
 def bleu_score(counts: Float[ndarray, "rows counts"], order: int) -> Float[ndarray, " rows"]:
@@ -118,32 +131,19 @@ def bleu_score(counts: Float[ndarray, "rows counts"], order: int) -> Float[ndarr
     return np.nan_to_num(precision * brevity, nan=0.0)
 
 
-def rouge_n(truth: Sequence[str], output: Sequence[str], order: int) -> float:
-    """F1 of n-grams, each counted as often as it occurs."""
-    expected, found = _ngrams(truth, order), _ngrams(output, order)
-    overlap = sum(min(count, expected[gram]) for gram, count in found.items() if gram in expected)
-    return _f1(overlap, sum(found.values()), sum(expected.values()))
-
-
-def rouge_l(truth: Sequence[str], output: Sequence[str]) -> float:
+def rouge_l(truth: Sequence[Hashable], output: Sequence[Hashable]) -> float:
     """F1 of the longest common subsequence of words.
 
     The subsequence is counted with one big integer a report (Hyyrö 2004), a hundred times faster than the table.
     """
-    where: dict[str, int] = {}
+    where: dict[Hashable, int] = {}
     for place, word in enumerate(truth):
         where[word] = where.get(word, 0) | 1 << place
     full = (1 << len(truth)) - 1
     row = full
     for word in output:
         match = row & where.get(word, 0)
-        row = ((row + match) | (row - match)) & full
-    return _f1(len(truth) - row.bit_count(), len(output), len(truth))
-
-
-def _f1(overlap: int, found: int, expected: int) -> float:
-    return 2 * overlap / (found + expected) if overlap else 0.0
-
-
-def _ngrams(words: Sequence[str], order: int) -> Counter[tuple[str, ...]]:
-    return Counter(zip(*(words[start:] for start in range(order)), strict=False))
+        if match:
+            row = ((row + match) | (row - match)) & full
+    common = len(truth) - row.bit_count()
+    return 2 * common / (len(output) + len(truth)) if common else 0.0
