@@ -8,12 +8,13 @@ Source: Harrell et al. 1982; Graf et al. 1999 (Brier); Uno et al. 2007 (AUC), 20
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
+from scipy.sparse import csr_array
 
 from vol3d.evaluation.intervals import clustered_bootstrap
 from vol3d.evaluation.metrics.baselines import blind
@@ -112,7 +113,8 @@ def score_outcomes(
         parts = np.split(weights, ends[:-1], axis=1)
         return np.mean([table.both(part) for table, part in zip(tables, parts, strict=True)], axis=0)
 
-    means = dict(zip(("c_index", "c_index_ipcw"), clustered_bootstrap(statistic, everyone, **options), strict=True))
+    names = ("c_index", "c_index_ipcw")
+    means = dict(zip(names, clustered_bootstrap(statistic, everyone, **options), strict=True))
     baselines = {
         kind: {name: _mean([one["baselines"][kind][name] for one in scored.values()]) for name in means}
         for kind in ("constant", "blind")
@@ -153,20 +155,24 @@ def censoring_curve(
 ) -> Float[ndarray, "replicates studies"]:
     """Kaplan–Meier chance of not being censored up to and including each study's own time."""
     times, place = np.unique(days, return_inverse=True)
-    gone, censored = (np.zeros((len(weights), len(times))) for _ in range(2))
-    np.add.at(gone.T, place, weights.T)
-    np.add.at(censored.T, place[~events], weights.T[~events])
-    at_risk = np.cumsum(gone[:, ::-1], axis=1)[:, ::-1] - (gone - censored)  # events come before censoring at one time
+    at = csr_array((np.ones(len(days)), (place, np.arange(len(days)))), shape=(len(times), len(days)))
+    by_study = np.ascontiguousarray(weights.T)
+    gone, censored = at @ by_study, at @ (by_study * ~events[:, None])
+    at_risk = np.cumsum(gone[::-1], axis=0)[::-1] - (gone - censored)  # events come before censoring at one time
     kept = 1 - np.divide(censored, at_risk, out=np.zeros_like(censored), where=at_risk > 0)
-    return np.cumprod(kept, axis=1)[:, place]
+    return np.cumprod(kept, axis=0).T[:, place]
 
 
 class Concordance:
-    """Pairs of studies of which one surely had the event first, in blocks of columns so that 10,000 studies need no
-    table of 100 million."""
+    """Pairs of studies of which one surely had the event first.
+
+    Studies are sorted by time, so that each block of those with the event is compared with those from its time on only,
+    and 10,000 studies need no table of 100 million.
+    """
 
     def __init__(self, days: ndarray, events: ndarray, risk: ndarray) -> None:
-        self.days, self.events, self.risk = days, events, risk
+        self.order = np.argsort(days, kind="stable")
+        self.days, self.events, self.risk = days[self.order], events[self.order], risk[self.order]
 
     def statistic(self, weights: ndarray) -> ndarray:
         """(replicates,), Harrell's."""
@@ -174,15 +180,15 @@ class Concordance:
 
     def both(self, weights: ndarray) -> ndarray:
         """(replicates, 2), Harrell's and Uno's."""
+        weights = np.take(weights, self.order, axis=1)
         kept = censoring_curve(self.days, self.events, weights)
         uno = np.divide(weights, kept**2, out=np.zeros_like(kept), where=self.events & (kept > 0))
         light = weights.astype(np.float32)
         good, total = np.zeros((2, len(weights))), np.zeros((2, len(weights)))
-        for start in range(0, len(self.days), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            comparable, right = self._compared(part)
-            wins, pairs = light @ right.T.astype(np.float32), light @ comparable.T.astype(np.float32)
-            for row, own in enumerate((light[:, part], uno[:, part])):
+        for first, start, comparable, right in self._blocks():
+            later = light[:, start:]
+            wins, pairs = later @ right.T, later @ comparable.T
+            for row, own in enumerate((light[:, first], uno[:, first])):
                 good[row] += (own * wins).sum(1, dtype=np.float64)
                 total[row] += (own * pairs).sum(1, dtype=np.float64)
         return np.divide(good, total, out=np.full(total.shape, np.nan), where=total > 0).T
@@ -190,20 +196,24 @@ class Concordance:
     def by_study(self) -> ndarray:
         """(studies,), the share of each study's comparable pairs that are in the right order; NaN without a pair."""
         good, total = np.zeros((2, len(self.days)))
-        for start in range(0, len(self.days), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            comparable, right = self._compared(part)
+        for first, start, comparable, right in self._blocks():
             for sums, table in ((good, right), (total, comparable)):
-                sums[part] += table.sum(1)
-                sums += table.sum(0)
-        return np.divide(good, total, out=np.full(len(good), np.nan), where=total > 0)
+                sums[first] += table.sum(1)
+                sums[start:] += table.sum(0)
+        share = np.full(len(good), np.nan)
+        share[self.order] = np.divide(good, total, out=np.full(len(good), np.nan), where=total > 0)
+        return share
 
-    def _compared(self, part: slice) -> tuple[ndarray, ndarray]:
-        """(block, studies): which pairs are comparable with the block's study first, and how right each of them is."""
-        first, comparable = self.events[part, None], self.days[part, None] < self.days
-        comparable = first & (comparable | ((self.days[part, None] == self.days) & ~self.events))
-        ranked = np.where(self.risk[part, None] == self.risk, 0.5, self.risk[part, None] > self.risk)
-        return comparable, comparable * ranked
+    def _blocks(self) -> Iterator[tuple[ndarray, int, ndarray, ndarray]]:
+        """Those with the event, block by block; from where on others are compared with them; and two float32 tables
+        (block, others): which pairs are comparable, and how right each of them is."""
+        having = np.flatnonzero(self.events)
+        for first in np.split(having, range(_BLOCK, len(having), _BLOCK)) if len(having) else ():
+            start = int(np.searchsorted(self.days, self.days[first[0]]))
+            days, risk = self.days[first, None], self.risk[first, None]
+            comparable = (days < self.days[start:]) | ((days == self.days[start:]) & ~self.events[start:])
+            right = (risk > self.risk[start:]) + np.float32(0.5) * (risk == self.risk[start:])
+            yield first, start, comparable.astype(np.float32), comparable * right
 
 
 class _Horizon:
