@@ -28,7 +28,7 @@ import vol3d
 from vol3d.cli import main
 from vol3d.training import cli
 from vol3d.training.cli import run
-from vol3d.training.consolidate import recipe_parts
+from vol3d.training.recipe import RecipeParts
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "quickstart.json"
@@ -125,7 +125,7 @@ def test_a_cpu_without_bfloat16_trains_in_float32(
     bfloat16: bool, accelerator: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cli, "cpu_has_bfloat16", lambda: bfloat16)
-    assert recipe_parts(["--config", "quickstart.yaml", f"--trainer.accelerator={accelerator}"])[2] == precision
+    assert RecipeParts(["--config", "quickstart.yaml", f"--trainer.accelerator={accelerator}"]).precision == precision
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
