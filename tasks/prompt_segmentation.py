@@ -96,7 +96,7 @@ class PromptSegmentation(Task):
             prompts = simulate(prompts, truth, batch.affine, self.interactive)
         answers = self.decoder(seen, prompts)
         loss = self._loss(answers, truth, counts)
-        if self.training and torch.rand(()) < self.interactive:
+        if self.training and self.interactive and torch.rand(()) < self.interactive:
             again = self.decoder(seen, correct(prompts, answers.masks, truth, batch.affine))
             loss = (loss + self._loss(again, truth, counts)) / 2
         return TaskOutput(loss, len(rows), {"dice": _mean_dice(answers.masks, truth)})
