@@ -28,7 +28,6 @@ import importlib.util
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -155,12 +154,12 @@ def measure(name: str, folder: Path) -> dict[str, float] | None:
     with tempfile.TemporaryDirectory() as cache:
         side = side_of(images, Path(cache))
         # What is held now, not the highest so far: the rehearsal's own peak may only make the figure larger.
-        before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 1024
+        before = memory_kb("VmRSS")
         first, cold = [], []
         for number in range(len(images)):
             cold.append(timed(lambda number=number: first.append(look(side.item(number)))))
             if number == 0:
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+                peak = memory_kb("VmHWM") - before
         found = {"mean": statistics.mean(first), "peak_kb": peak, "disk": disk(Path(cache))}
         found |= spread("cold", cold) | warm(side, len(images))
     if name == "vol3d" and importlib.util.find_spec("blosc2"):
@@ -169,6 +168,12 @@ def measure(name: str, folder: Path) -> dict[str, float] | None:
             found |= {f"{key} (blosc2)": value for key, value in packed.items()}
             found["disk (blosc2)"] = disk(Path(cache))
     return found
+
+
+def memory_kb(name: str) -> int:
+    """This process's own; getrusage's peak begins at that of the process that started it."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[name].split()[0])
 
 
 def warm(side: Side, volumes: int) -> dict[str, float]:

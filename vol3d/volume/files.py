@@ -83,7 +83,7 @@ def read_voxels(stream: Stream, shape: tuple[int, ...], dtype: np.dtype, path: P
     done = 0
     try:
         while done < len(target):
-            count = stream.readinto(target[done : done + (1 << 20)])
+            count = stream.readinto(target[done : done + (1 << 16)])
             if not count:
                 raise ValueError(
                     f"{path}: truncated: {done} of the {len(target)} bytes its header claims; copy or export it again"

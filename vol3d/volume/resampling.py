@@ -118,7 +118,7 @@ def resample_volume(
 ) -> Tensor:
     """`source` (x, y, z), any type and memory order → (x, y, z) int16 on the axes' grid, `pad` outside.
 
-    Slice by slice along z, then y, then x within the slice, so that results do not depend on memory order.
+    Along y, then x within each slice, then z between the small slices, so that results do not depend on memory order.
 
     Args:
         convert: stored values → float32 HU, memory order kept.
@@ -134,13 +134,12 @@ def resample_volume(
         return out
     x, y, z = (axis.taps(kind) for axis in axes)
     (x_low, x_high), (y_low, y_high) = x.span(), y.span()
-    x, y = x.shifted(x_low), y.shifted(y_low)
-    slices = _Slices(source[x_low:x_high, y_low:y_high], convert)
+    slices = _Slices(source[x_low:x_high, y_low:y_high], convert, x.shifted(x_low), y.shifted(y_low))
     planes = torch.empty((z.index.shape[1], y.index.shape[1], x.index.shape[1]), dtype=torch.int16)
     for number in range(len(planes)):
-        plane = slices.blend(z.index[:, number], z.weight[:, number])
-        planes[number] = to_int16(x.apply(y.apply(plane, 0), 1))
-    out[inside] = planes.permute(2, 1, 0)
+        planes[number] = to_int16(slices.blend(z.index[:, number], z.weight[:, number]))
+    turned = planes.flatten(1).t().contiguous()  # torch turns a matrix block by block, three axes voxel by voxel
+    out[inside] = turned.unflatten(0, planes.shape[1:]).transpose(0, 1)
     return out
 
 
@@ -152,12 +151,17 @@ def to_int16(values: Tensor) -> Tensor:
 
 
 class _Slices:
-    """Converted z-slices (y, x) of a volume, the last few kept: neighbours are read twice."""
+    """Converted z-slices (y, x) of a volume on the grid's own rows and columns, the last few kept: neighbours are read
+    twice."""
 
     def __init__(
-        self, source: NDArray[np.generic], convert: Callable[[NDArray[np.generic]], NDArray[np.float32]]
+        self,
+        source: NDArray[np.generic],
+        convert: Callable[[NDArray[np.generic]], NDArray[np.float32]],
+        x: Taps,
+        y: Taps,
     ) -> None:
-        self._source, self._convert = source, convert
+        self._source, self._convert, self._x, self._y = source, convert, x, y
         slowest = max(range(3), key=lambda axis: abs(source.strides[axis]))
         self._block = 1 if slowest == 2 else _BLOCK
         self._kept: dict[int, Tensor] = {}
@@ -167,11 +171,9 @@ class _Slices:
             first = number - number % self._block
             for key in [key for key in self._kept if key < number - 4 * self._block]:
                 del self._kept[key]
-            part = np.ascontiguousarray(
-                self._convert(self._source[:, :, first : first + self._block]).transpose(2, 1, 0)
-            )
-            for index, plane in enumerate(torch.from_numpy(part)):
-                self._kept[first + index] = plane
+            part = self._convert(self._source[:, :, first : first + self._block]).transpose(2, 1, 0)
+            for index, plane in enumerate(torch.from_numpy(np.ascontiguousarray(part))):
+                self._kept[first + index] = self._x.apply(self._y.apply(plane, 0), 1)
         return self._kept[number]
 
     def blend(self, numbers: NDArray[np.int64], weights: NDArray[np.float32]) -> Tensor:
