@@ -21,6 +21,15 @@ BLIND = {
 }
 
 
+class Invents(Says):
+    """Looks, and names a finding of air that no patient has."""
+
+    def write(self, model, features, prompts):
+        air = [bool((image <= -1000).all()) for image in features.image]
+        told = zip(air, super().write(model, features, prompts), strict=True)
+        return [words(["splenomegaly"]) if empty else text for empty, text in told]
+
+
 def probed(folder, *tasks, **options):
     model, manifest = toy(*tasks, count=STUDIES)
     result = evaluate(model, manifest, out=folder, probes=True, replicates=200, batch_size=30, **options)
@@ -34,6 +43,7 @@ def test_models_that_look_pass_every_probe(tmp_path):
     assert report["not_judged"].keys() == {"contrast_phase"}
     assert report["mirror"]["value"] == report["blank"]["value"] == report["image_dependence"]["value"] == 1
     assert report["mirror"]["over_control"]["value"] == 1
+    assert report["blank_claims"]["value"] == 0
     assert report["claim"] == report["claim"] | {"value": 1, "control": 0}
     assert found["vqa"]["erase"]["value"] == 1
     assert found["codes"]["shuffled"]["over_control"]["low"] > 0
@@ -48,6 +58,13 @@ def test_whatever_does_not_look_is_caught_by_every_probe(tmp_path, says):
     found, result = probed(tmp_path, Says(says))
     assert set(found["report"]["caught"]) == TEXT_PROBES
     assert "no sign of looking in blank" in summary(result)
+
+
+def test_findings_invented_of_air_are_told_apart_from_not_looking(tmp_path):
+    """One that names another finding of air than of any patient looks, and invents."""
+    found, _ = probed(tmp_path, Invents())
+    assert "blank" not in found["report"]["caught"]
+    assert (found["report"]["blank"]["value"], found["report"]["blank_claims"]["value"]) == (1, 1)
 
 
 def test_answers_and_codes_that_do_not_look_are_caught(tmp_path):

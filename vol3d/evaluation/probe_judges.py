@@ -49,7 +49,7 @@ class Judge(ABC):
 
 
 class TextJudge(Judge):
-    """Reports by their findings: after "blank" none may be left, after "mirror" each side must be the other, after
+    """Reports by their findings: after "blank" each must be gone, after "mirror" each side must be the other, after
     "erase" the erased finding must be gone, after "shuffled" something else must be said."""
 
     kept = "same_findings"
@@ -76,7 +76,7 @@ class TextJudge(Judge):
 
     def could(self, probe: str) -> ndarray:
         if probe == "blank":
-            return np.array([float(bool(keys)) for keys in self.said])
+            return np.array([float(len(keys)) for keys in self.said])
         if probe == "mirror":
             return np.array([float(len(one_sided(keys))) for keys in self.said])
         if probe == "erase":
@@ -88,7 +88,7 @@ class TextJudge(Judge):
         now = self.read(rows)
         pairs = list(zip(self.said, now, strict=True))
         if probe == "blank":
-            hits = [float(bool(said) and not after) for said, after in pairs]
+            hits = [float(len(said - after)) for said, after in pairs]
         elif probe == "mirror":
             hits = [float(len({swap_side(key) for key in one_sided(said)} & one_sided(after))) for said, after in pairs]
         elif probe == "erase":

@@ -18,7 +18,7 @@ from vol3d.evaluation.controls import DEFINITIONS as CONTROL_DEFINITIONS
 from vol3d.evaluation.controls import NOT_APPLICABLE, against_control, verdict
 from vol3d.evaluation.faithfulness import prior_mentions
 from vol3d.evaluation.headline import headline_of
-from vol3d.evaluation.intervals import undefined
+from vol3d.evaluation.intervals import share, undefined
 from vol3d.evaluation.metrics.baselines import blind
 from vol3d.evaluation.metrics.findings import compare_findings
 from vol3d.evaluation.probe_judges import STAYS, Judge, TextJudge, judge_of, target
@@ -38,7 +38,8 @@ SHOWN = ("blank", "shuffled", "mirror", "erase", *STAYS)
 PROBES = (*SHOWN, "claim", "confusable")
 
 DEFINITIONS = {
-    "blank": "share of studies with reported findings of which none is reported once the volume is empty (air only)",
+    "blank": "share of reported findings that are no longer reported once the volume is empty (air only)",
+    "blank_claims": "share of studies of whose empty volume any finding is reported: invented, whatever the image",
     "shuffled": "share of studies of which something else is said when the volume of another patient is shown",
     "mirror": "share of the findings reported on one side only of which the mirrored volume gives the other side only",
     "erase": "share of reported true findings that are no longer reported once their voxels are filled with the "
@@ -84,7 +85,7 @@ def run_probes(
         block: dict[str, Any] = {}
         if (judge := judges.get(task.kind)) is not None:
             block = {name: _score(name, judge, shows) for name in names if name in SHOWN}
-            block |= _more(task, judge, some, look, names) | {"studies": len(some.studies)}
+            block |= _more(task, judge, some, look, names, shows) | {"studies": len(some.studies)}
         block["image_dependence"] = dependence(task, evidence, blocks, look)
         if not judge and block["image_dependence"]["value"] is None:
             continue
@@ -178,18 +179,23 @@ def _score(name: str, judge: Judge, shows: _Shows) -> dict[str, Any]:
     return block
 
 
-def _more(task: Task, judge: Judge, evidence: Evidence, look: Looker, names: Collection[str]) -> dict[str, Any]:
+def _more(
+    task: Task, judge: Judge, evidence: Evidence, look: Looker, names: Collection[str], shows: _Shows
+) -> dict[str, Any]:
     """What only texts can be asked."""
     if not isinstance(judge, TextJudge):
         return {}
     block = {}
+    options = {"replicates": evidence.replicates, "seed": evidence.seed}
+    if "blank" in names and (rows := shows("blank")) is not None:
+        claims = [float(bool(findings)) for findings in judge.read(rows)]
+        block["blank_claims"] = share(claims, np.ones(len(claims)), judge.patients, **options)
     if "confusable" in names:
         block["confusable"] = confusable(judge, evidence)
     if "claim" in names and writes(task):
         block["claim"] = claim(task, judge, evidence, look)
     has_prior = [study.prior is not None or bool(study.meta.get("prior_report")) for study in judge.studies]
     texts = [evidence.predictions[study.study][judge.field] for study in judge.studies]
-    options = {"replicates": evidence.replicates, "seed": evidence.seed}
     return block | {"prior_mentions": prior_mentions(texts, judge.patients, has_prior, **options)}
 
 

@@ -26,7 +26,8 @@ TITLES = {
     "id": "Indecisive",
     "image_dependence": "Dependence on the image",
     "prior_mentions": "Compares with an exam that is not there",
-    "blank": "Silent on an empty volume",
+    "blank": "Findings are gone from an empty volume",
+    "blank_claims": "Reports findings of an empty volume",
     "mirror": "Sides turn with the mirror",
     "erase": "Erased finding is gone",
     "same_findings": "Same findings",
@@ -56,7 +57,7 @@ TASKS = {
     "zero_shot": "Zero-shot findings",
     "vqa": "Questions",
 }
-LOWER_IS_BETTER = {"sb", "ig", "id", "prior_mentions", "hd95_mm", "volume_error_ml", "ece", "brier"}
+LOWER_IS_BETTER = {"sb", "ig", "id", "prior_mentions", "blank_claims", "hd95_mm", "volume_error_ml", "ece", "brier"}
 
 
 def format_score(value: float | int | None, digits: int = 2) -> str:
