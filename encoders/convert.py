@@ -23,6 +23,7 @@ from vol3d.encoders.foreign import PEERS, Peer, apply
 from vol3d.encoders.hub import fetch, hub_name
 from vol3d.encoders.weights import read_state
 from vol3d.model.interfaces import Encoder
+from vol3d.volume.atomic import save_tensors
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,6 @@ def convert(name: str, weights: str | Path, out: str | Path, **overrides: Any) -
     Example:
         vol3d convert m3d-clip pretrained_ViT.bin m3d-clip  →  create("m3d-clip", weights="m3d-clip")
     """
-    from safetensors.torch import save_file
 
     peer = find(name)
     out = Path(out)
@@ -83,9 +83,9 @@ def convert(name: str, weights: str | Path, out: str | Path, **overrides: Any) -
     # The draft lies beside the final folder, so that the last step is a rename on one file system.
     draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        save_file(state, draft / "encoder.safetensors", metadata={"format": "pt", "vol3d": __version__})
+        save_tensors(state, draft / "encoder.safetensors", {"format": "pt", "vol3d": __version__})
         if projector:
-            save_file(projector, draft / "projector.safetensors", metadata={"format": "pt", "vol3d": __version__})
+            save_tensors(projector, draft / "projector.safetensors", {"format": "pt", "vol3d": __version__})
         (draft / "convert.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         draft.chmod(0o755)
         if out.exists():

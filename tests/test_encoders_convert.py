@@ -334,3 +334,11 @@ def test_another_folder_is_never_replaced(tmp_path: Path) -> None:
     for _ in range(2):  # an earlier conversion is
         convert.convert("m3d-clip", tmp_path / "m3d.bin", tmp_path / "out", **SIZES)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m3d.bin", "mine", "out"]
+
+
+def test_colleagues_may_read_the_weights_as_any_new_file(tmp_path: Path) -> None:
+    torch.save(published(monai_vit()), tmp_path / "m3d.bin")
+    convert.convert("m3d-clip", tmp_path / "m3d.bin", tmp_path / "out", **SIZES)
+    written = [path.stat().st_mode for path in (tmp_path / "out").iterdir()]
+    (tmp_path / "new").touch()
+    assert set(written) == {(tmp_path / "new").stat().st_mode}

@@ -21,6 +21,7 @@ from vol3d.model.adapters import Lora, Prefix, dense_state, merged_state
 from vol3d.model.interfaces import Encoder, Part, Projector, Task
 from vol3d.model.language import LanguageModel
 from vol3d.model.volume_lm import VolumeLM
+from vol3d.volume.atomic import save_tensors
 
 if TYPE_CHECKING:
     from vol3d.volume.grid import Grid
@@ -45,8 +46,6 @@ def save(
         merge: add LoRA adapters into the weights they adapt, so that the folder holds a plain language model, a little
             faster and loadable elsewhere; `model` itself stays as it is.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # The temporary folder lies beside the final one, so that the last step is a rename on one file system.
@@ -55,11 +54,8 @@ def save(
         (draft / "config.yaml").write_text(
             yaml.safe_dump(_describe(model, tasks, merge), sort_keys=False), encoding="utf-8"
         )
-        save_file(
-            _state(model, tasks, merge=merge),
-            draft / "model.safetensors",
-            metadata={"format": "pt", "vol3d": __version__},
-        )
+        state = _state(model, tasks, merge=merge)
+        save_tensors(state, draft / "model.safetensors", {"format": "pt", "vol3d": __version__})
         grid.save(draft / "grid.json")
         (draft / "card.md").write_text(card, encoding="utf-8")
         if model.language is not None:

@@ -22,7 +22,7 @@ from vol3d.data.manifest import Manifest
 from vol3d.data.shards import shard as part_of
 from vol3d.data.study import Study
 from vol3d.model.interfaces import Encoder, Features
-from vol3d.volume.atomic import atomic
+from vol3d.volume.atomic import atomic, save_tensors
 from vol3d.volume.grid import Grid
 
 logger = logging.getLogger(__name__)
@@ -150,15 +150,13 @@ class FeatureStore:
 
     def put(self, study: Study, features: Features) -> None:
         """Keep the features of one study (a batch of one), whole or not at all."""
-        from safetensors.torch import save_file
-
         path = self.path(study)
         if path is None:
             return
         named = {"tokens": features.tokens, "affine": features.affine, "pooled": features.pooled}
         tensors = {name: t.detach().cpu().contiguous() for name, t in named.items() if t is not None}
         with atomic(path) as part:
-            save_file(tensors, part, metadata={"grid_size": json.dumps(list(features.grid_size))})
+            save_tensors(tensors, part, {"grid_size": json.dumps(list(features.grid_size))})
 
 
 def fingerprint(encoder: Encoder) -> str:
