@@ -94,6 +94,15 @@ def test_a_folder_that_is_empty(refused: Callable[..., str], model: Path, there:
     assert re.search(r"series.*(empty|no DICOM|no file)", refused("report", model, "series"))
 
 
+def test_an_image_that_cannot_be_hu_is_taken_at_the_users_word(
+    refused: Callable[..., str], model: Path, there: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = write_ct(there / "mr.nii.gz", (32, 32, 16))
+    assert 'pass modality="MR"' in refused("report", model, image)
+    assert main(["report", str(model), str(image), "--modality", "MR"]) == 0
+    assert capsys.readouterr().out
+
+
 # --- models ------------------------------------------------------------------------------------------------
 
 

@@ -74,14 +74,6 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} (see `{self.prog} --help`)")
 
 
-class _Help(argparse.HelpFormatter):
-    """Leaves room for the longest verb, which argparse reckons without the verbs' own indent."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog)
-        self._action_max_length = 4 + max(map(len, (*COMMANDS, *LIGHTNING)))
-
-
 def _one_line(error: Exception) -> str:
     message = " ".join(str(error).split()) or "no message"
     if isinstance(error, (ValueError, OSError, ImportError)):
@@ -105,9 +97,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="vol3d",
         description="Train, run and judge multimodal language models on CT volumes. Not for clinical use.",
         epilog="`vol3d COMMAND --help` shows an example of each.",
-        formatter_class=_Help,
     )
-    parser.add_argument("--version", action="version", version=f"vol3d {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"vol3d {__version__}")
     verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         verb = verbs.add_parser(

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import TYPE_CHECKING
 
 from vol3d.commands.command import Command, Result
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
 
 
 def _of_image(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("model", metavar="MODEL", help="folder of a saved model")
-    verb.add_argument("image", metavar="IMAGE", help="NIfTI, NRRD, MHA/MHD, or a folder with one DICOM series")
+    verb.add_argument("image", metavar="IMAGE", help="NIfTI, NRRD, MHA/MHD, or a folder or zip of DICOM files")
+    verb.add_argument("--series", help="which of a folder's series: UID, number or description")
+    verb.add_argument("--modality", help="what it is where it is no CT in HU (MR, PT); CT vouches for its values")
+    verb.add_argument("--irregular", choices=["resample"], help="interpolate uneven DICOM slices, else refused")
+
+
+def _read(arguments: argparse.Namespace) -> MetaTensor:
+    from vol3d.volume.read import read
+
+    chosen = {name: getattr(arguments, name) for name in ("series", "modality", "irregular")}
+    return read(arguments.image, **chosen)
 
 
 def _report(arguments: argparse.Namespace) -> Result:
@@ -21,7 +35,7 @@ def _report(arguments: argparse.Namespace) -> Result:
 
     start = time.perf_counter()
     model = load(arguments.model)
-    text = model.report(arguments.image)
+    text = model.report(_read(arguments))
     parts = split_report(text)
     data = {
         "study": Path(arguments.image).name,
@@ -43,7 +57,7 @@ def _ask_arguments(verb: argparse.ArgumentParser) -> None:
 def _ask(arguments: argparse.Namespace) -> Result:
     from vol3d.model.inference import load
 
-    answer = load(arguments.model).ask(arguments.image, arguments.question, arguments.choices)
+    answer = load(arguments.model).ask(_read(arguments), arguments.question, arguments.choices)
     return Result({"question": arguments.question, "choices": arguments.choices, "answer": answer}, answer)
 
 
@@ -59,7 +73,7 @@ def _segment(arguments: argparse.Namespace) -> Result:
     from vol3d.model.inference import load
     from vol3d.volume.export import write
 
-    mask = load(arguments.model).segment(arguments.image, arguments.prompt)
+    mask = load(arguments.model).segment(_read(arguments), arguments.prompt)
     write(mask, arguments.out)
     voxels = int((mask > 0).sum())
     volume_ml = voxels * float(abs(np.linalg.det(mask.affine.numpy()[:3, :3]))) / 1000
@@ -76,7 +90,7 @@ def _codes_arguments(verb: argparse.ArgumentParser) -> None:
 def _codes(arguments: argparse.Namespace) -> Result:
     from vol3d.model.inference import load
 
-    found = load(arguments.model).codes(arguments.image)
+    found = load(arguments.model).codes(_read(arguments))
     lines = [f"{probability:.3f}  {code}" for code, probability in list(found.items())[: arguments.k]]
     return Result({"codes": found}, "\n".join(lines))
 

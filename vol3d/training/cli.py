@@ -69,7 +69,7 @@ class RecipeCLI(LightningCLI):
         trainer = self._get(self.config, "trainer", default={})
         cpu = trainer.get("accelerator") == "cpu" and trainer.get("precision") == "bf16-mixed"
         if cpu and not cpu_has_bfloat16():
-            logger.info("this CPU has no bfloat16 arithmetic: training in 32-true, not in bf16-mixed")
+            logger.warning("this CPU has no bfloat16 arithmetic: training in 32-true, not in bf16-mixed")
             trainer["precision"] = "32-true"
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
