@@ -8,13 +8,13 @@ from typing import Any, Literal
 import torch
 
 from vol3d.data.batch import Batch
+from vol3d.data.questions import asked_of
 from vol3d.data.study import Study
 from vol3d.model.interfaces import Evidence, Features, Task, TaskOutput
 from vol3d.model.language import VOLUME_TOKEN
 from vol3d.model.likelihood import answer_likelihoods, visual_rows
 from vol3d.model.volume_lm import VolumeLM
-from vol3d.text.facts import row_facts
-from vol3d.text.questions import KINDS, check_choices, stream, write_questions
+from vol3d.text.questions import KINDS, stream
 
 Turn = tuple[str, str]
 
@@ -79,20 +79,10 @@ class VQA(Task):
 
     def questions(self, study: Study) -> list[dict[str, Any]]:
         """What is asked about a study, in a fixed order; each closed question checked."""
-        rows = [] if self.source == "built" else list(study.questions)
-        if not rows and self.source != "manifest":
-            facts = row_facts(
-                labels=study.labels_known, report=study.report, codes=study.codes, codes_absent=study.codes_absent,
-                meta=study.meta,
-            )  # fmt: skip
-            facts = facts if self.findings is None else facts.only(self.findings)
-            built = KINDS if self.kinds is None else [kind for kind in self.kinds if kind in KINDS]
-            rows = write_questions(facts, study.study, kinds=built, choices=self.choices, seed=self.seed)
-        rows = [row for row in rows if self.kinds is None or row.get("kind") in self.kinds]
-        rows = [row for row in rows if not self.closed_only or row.get("choices")]
-        for row in rows:
-            check_choices(row, study.study)
-        return rows
+        return asked_of(
+            study, questions=self.source, kinds=self.kinds, closed_only=self.closed_only, findings=self.findings,
+            choices=self.choices, seed=self.seed,
+        )  # fmt: skip
 
     def prompt(
         self, model: VolumeLM, question: str, choices: Sequence[str] | None, history: Sequence[Turn] = ()

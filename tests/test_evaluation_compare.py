@@ -69,6 +69,18 @@ def test_two_folders(tmp_path):
     assert got["tasks"]["report"]["wins"] == 20
 
 
+def test_what_both_scored_and_cannot_be_compared_is_told(tmp_path):
+    image = tmp_path / "s.nii.gz"
+    image.touch()
+    manifest = Manifest([Study(study="s", image=image, report=ILL)])
+    for name in ("a", "b"):
+        write(tmp_path / name, {"s": ILL})
+        (tmp_path / name / "evaluation.json").write_text(json.dumps({"tasks": {"report": {"x": 1}, "codes": {"x": 1}}}))
+    got = compare(tmp_path / "a", tmp_path / "b", manifest=manifest, replicates=20)
+    assert list(got["tasks"]) == ["report"]
+    assert [note.partition(" ")[0] for note in got["notes"]] == ["codes"]
+
+
 def test_folders_that_cannot_be_compared(tmp_path):
     with pytest.raises(ValueError, match=r"predictions\.jsonl: no such file"):
         compare(tmp_path, tmp_path)

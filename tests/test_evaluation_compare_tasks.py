@@ -8,11 +8,14 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from vol3d.data.batch import Sample
+from vol3d.data.questions import asked_of
 from vol3d.data.study import Study
 from vol3d.evaluation.compare_page import render
 from vol3d.evaluation.compare_tasks import COMPARISONS
 from vol3d.evaluation.metrics.survival import c_index, c_index_ipcw
 from vol3d.evaluation.sides import Sides
+from vol3d.text.ontology import FINDINGS
+from vol3d.text.structured import structured
 from vol3d.volume.runs import encode_runs
 
 COUNT = 40
@@ -126,6 +129,76 @@ def test_open_questions():
     assert got["exact_match"]["value"] == 1
     assert got["token_f1"]["second"] == pytest.approx(0.5)
     assert got["wins"] == 4
+
+
+def test_closed_questions_of_the_same_words_are_told_apart_by_their_choices():
+    words = {"question": "Which of these findings is present?"}
+    asked = [words | {"answer": a, "choices": [a, "gallstones"]} for a in ("ascites", "splenomegaly")]
+    studies = [study(i, questions=asked) for i in range(4)]
+    right = [{"answers": [row | {"answer": row["choices"][0]} for row in asked]}] * 4
+    half = [{"answers": [asked[0], asked[1] | {"answer": "B. gallstones"}]}] * 4
+    got = compared("vqa_closed", studies, right, half)
+    assert (got["accuracy"]["first"], got["accuracy"]["second"]) == (1, 0.5)
+    assert (got["wins"], got["ties"]) == (4, 4)
+
+
+def test_questions_that_the_task_builds():
+    studies = [study(i, labels_known={"ascites": i % 2, "gallstones": 1 - i % 2}) for i in range(6)]
+    options = {"questions": "built", "kinds": ["presence"]}
+    built = [asked_of(row, **options) for row in studies]
+    right, wrong = (
+        [{"answers": [row | {"answer": answer(row)} for row in rows]} for rows in built]
+        for answer in (lambda row: row["answer"], lambda row: "yes")
+    )
+    got = compared("vqa_closed", studies, right, wrong, settings=({"VQA": options | {"weight": 1.0}}, {}))
+    assert got["accuracy"]["first"] == 1
+    assert got["accuracy"]["second"] == np.mean([row["answer"] == "yes" for rows in built for row in rows])
+
+
+def test_codes_of_the_manifest_are_mapped_to_the_models():
+    there = RNG.random(COUNT) < 0.5
+    studies = [
+        study(i, code_system="icd10cm", **{"codes" if is_there else "codes_absent": ["R18.8"]})
+        for i, is_there in enumerate(there)
+    ]
+    phecode = FINDINGS["ascites"].phecode
+    said = [
+        [{"codes": {phecode: float(p)}} for p in (0.5 + sign * (there - 0.5) * RNG.random(COUNT))] for sign in (1, -1)
+    ]
+    task = {"EHRCodes": {"system": "phecode", "code_map": "findings"}}
+    got = compared("codes", studies, *said, settings=(task, task))
+    assert (got["macro_auroc"]["first"], got["macro_auroc"]["second"]) == (1, 0)
+    assert got["brier"]["value"] < 0
+    assert (got["wins"], got["counted"]) == (COUNT, "studies")
+
+
+def test_structured_reports():
+    text = "FINDINGS:\nThere is a 12 mm nodule in the left lung. Possible ascites."
+    truth = structured(text)
+    studies = [study(i, report=text) for i in range(8)]
+    worse = [row | {"certainty": "present"} for row in structured(text.replace("12 mm", "18 mm"))]
+    wrong = structured(text.replace("left", "right"))
+    got = compared(
+        "structured", studies, [{"structured": truth}] * 8, [{"structured": worse}] * 4 + [{"structured": wrong}] * 4
+    )
+    assert got["finding_recall_micro"]["second"] == pytest.approx(12 / 16)
+    assert (got["wins"], got["ties"], got["counted"]) == (4, 4, "studies")
+    # Sizes and certainties of what both have right: the nodule in four studies, the ascites in all eight.
+    assert (got["size_error_mm"]["first"], got["size_error_mm"]["second"]) == (0, 6)
+    assert got["certainty_accuracy"]["second"] == pytest.approx(8 / 12)
+    assert got["certainty_accuracy"]["low"] > 0
+    only = ({"StructuredReport": {"findings": ["ascites"]}}, {"StructuredReport": {"findings": None}})
+    less = compared("structured", studies, [{"structured": truth}] * 8, [{"structured": wrong}] * 8, settings=only)
+    assert less["finding_f1"]["value"] == 0  # the nodule, which the first may not write, does not count
+    assert "size_error_mm" not in less
+
+
+def test_hidden_voxels_where_both_saw_the_same_rest():
+    said = [[{"masked_volume": {"error": error, "constant_error": 0.2}}] * 5 for error in (0.05, 0.08)]
+    said[1] = [*said[1][:4], {"masked_volume": {"error": 0.01, "constant_error": 0.3}}]
+    got = compared("masked_volume", [study(i) for i in range(5)], *said)
+    assert got["error"]["value"] == pytest.approx(-0.03)
+    assert (got["wins"], got["ties"], got["losses"]) == (4, 0, 0)
 
 
 def test_the_page_of_a_comparison():

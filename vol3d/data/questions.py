@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -64,6 +64,34 @@ def add_questions(
     log.info("%d questions written for %d studies", sum(map(len, kept.values())), len(kept))
     studies = [replace(s, questions=kept[s.study]) if s.study in kept else s for s in manifest]
     return Manifest(studies, manifest.path)
+
+
+def asked_of(
+    study: Study,
+    *,
+    questions: str = "either",
+    kinds: Collection[str] | None = None,
+    closed_only: bool = False,
+    findings: Collection[str] | None = None,
+    choices: int = 4,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """What a task asks about a study, in a fixed order, from its row alone. Arguments are those of `vol3d.tasks.VQA`.
+
+    Raises:
+        ValueError: a choice list without its answer.
+    """
+    rows = [] if questions == "built" else list(study.questions)
+    if not rows and questions != "manifest":
+        facts = study_facts(study)
+        facts = facts if findings is None else facts.only(findings)
+        built = KINDS if kinds is None else [kind for kind in kinds if kind in KINDS]
+        rows = write_questions(facts, study.study, kinds=built, choices=choices, seed=seed)
+    rows = [row for row in rows if kinds is None or row.get("kind") in kinds]
+    rows = [row for row in rows if not closed_only or row.get("choices")]
+    for row in rows:
+        check_choices(row, study.study)
+    return rows
 
 
 def study_facts(study: Study, *, masks: bool = False) -> Facts:

@@ -51,8 +51,8 @@ def compare(
     split = _evaluation(folders[0]).get("split")
     rows = rows if split is None else rows.split(split)
     both = [s for s in rows if s.study in one and s.study in two and "twin_of" not in s.meta]
-    samples = _samples(folders)
-    sides = Sides(both, one, two, samples, replicates=replicates, seed=seed)
+    samples, settings = _samples(folders), (_settings(folders[0]), _settings(folders[1]))
+    sides = Sides(both, one, two, samples, settings, replicates=replicates, seed=seed)
     tasks = {name: block for name, compared in COMPARISONS.items() if (block := compared(sides))}
     if not tasks:
         raise ValueError(
@@ -64,6 +64,12 @@ def compare(
         notes.append(
             "masks are not compared: a model's folder, which tells their grid, is not where evaluation.json says"
         )
+    scored = [{name for name, block in _evaluation(f).get("tasks", {}).items() if block} for f in folders]
+    notes += [
+        f"{name} stands in both evaluations and is not compared: the two have no prediction in common that the "
+        "manifest judges"
+        for name in sorted(set.intersection(*scored) - tasks.keys() - {"segmentation"})
+    ]
     result = {
         "first": str(first),
         "second": str(second),
@@ -143,6 +149,14 @@ def _samples(folders: Sequence[Path]) -> tuple[Callable[[Study], Sample], Callab
 
     first = reader(grids[0])
     return first, first if grids[0].fingerprint == grids[1].fingerprint else reader(grids[1])
+
+
+def _settings(folder: Path) -> dict[str, dict[str, Any]]:
+    """How the tasks of a side's model ask, as far as its folder is to be found."""
+    from vol3d.model.pretrained import task_settings
+
+    model = Path(_evaluation(folder).get("model", ""))
+    return task_settings(model) if (model / "config.yaml").is_file() else {}
 
 
 def _manifest_of(folder: Path) -> Path:

@@ -1,7 +1,8 @@
-"""Two models' probabilities, risks and vectors on the same studies."""
+"""Two models' probabilities, risks, vectors and errors on the same studies."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,24 @@ if TYPE_CHECKING:
 
 
 def compare_codes(sides: Sides) -> Block:
-    """Codes that both predict and the manifest names as they are (a code of another system is not mapped): areas, and
-    the Brier score, by which a study is won."""
-    table = _Table.of(
-        sides, "codes", lambda study: dict.fromkeys(study.codes_absent, 0) | dict.fromkeys(study.codes, 1)
-    )
+    """Codes that both predict, as the first model's task reads the manifest's (mapped to its system, with the codes
+    above and below them): areas, and the Brier score, by which a study is won."""
+    from vol3d.text.phecodes import read_map, targets
+
+    told = sides.both("codes", dict)
+    said = [set(row) for rows in sides.values(told, "codes") for row in rows]
+    names = sorted(set.intersection(*said)) if said else []
+    settings = sides.settings[0].get("EHRCodes", {})
+    code_map = read_map(settings.get("code_map", "auto"))
+
+    def known(study: Study) -> Mapping[str, int]:
+        system = study.code_system or settings.get("system", "phecode")
+        present, absent = targets(
+            names, settings.get("system", system), study.codes, study.codes_absent, system, code_map
+        )
+        return dict.fromkeys(absent, 0) | dict.fromkeys(present, 1)
+
+    table = _Table.of(sides, "codes", known) if names else None
     if table is None:
         return {}
     briers = np.stack([np.nanmean((said - table.truth) ** 2, axis=1) for said in table.said], axis=1)
@@ -147,6 +161,20 @@ def compare_retrieval(sides: Sides) -> Block:
     block |= {f"text_to_image {name}": score for name, score in turned.items()}
     drawn = pools[0].times > 0
     return block | counts(np.stack([part.sums[drawn, -1] for part in pools], axis=1), "studies")
+
+
+def compare_reconstruction(sides: Sides) -> Block:
+    """Errors of hidden voxels, where both were shown the same part of a volume (they then err alike when its mean is
+    said everywhere)."""
+    told = [
+        [study.patient, *(rows[study.study]["masked_volume"] for rows in sides.rows)]
+        for study in sides.both("masked_volume", dict)
+    ]
+    told = [row for row in told if math.isclose(*(said["constant_error"] for said in row[1:]), abs_tol=2e-5)]
+    if not told:
+        return {}
+    pairs = np.array([[said["error"] for said in row[1:]] for row in told])
+    return sides.means("error", pairs, [row[0] for row in told]) | counts(-pairs, "studies")
 
 
 def _nan(value: float | int | None) -> float:

@@ -16,6 +16,8 @@ HEADLINES = {
     "outcomes": "c_index",
     "retrieval": "recall@1",
     "zero_shot": "macro_auroc",
+    "regions": "macro_auroc",
+    "masked_volume": "error",
     "segmentation": "dice",
     "grounding": "iou",
 }

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vol3d.data.study import Study
 
 Rows = Mapping[str, Mapping[str, Any]]
+Settings = Mapping[str, Mapping[str, Any]]
 Block = dict[str, Any]
 """{score: {"value", "low", "high", "p", "first", "second"}}, and "wins", "ties", "losses" of the first, "counted" by
 what; empty where the two have nothing to be compared by."""
@@ -29,12 +30,14 @@ class Sides:
     Args:
         studies: in both. first, second: study name → its row.
         samples: of each side, a study with its masks on the grid of that side's model, for masks; None without.
+        settings: of each side, its tasks' arguments by class name ("VQA"), which say what was asked.
     """
 
     studies: Sequence[Study]
     first: Rows
     second: Rows
     samples: tuple[Callable[[Study], Sample], Callable[[Study], Sample]] | None = None
+    settings: tuple[Settings, Settings] = ({}, {})
     replicates: int = 1000
     seed: int = 0
 
@@ -51,6 +54,12 @@ class Sides:
     def values(self, studies: Sequence[Study], field: str) -> tuple[list[Any], list[Any]]:
         first, second = ([rows[study.study][field] for study in studies] for rows in self.rows)
         return first, second
+
+    def shared(self, task: str, argument: str) -> set[str] | None:
+        """What both sides' tasks of this class were given as a list of names; None where neither has a list."""
+        given = [side.get(task, {}).get(argument) for side in self.settings]
+        lists = [set(names) for names in given if names is not None]
+        return set.intersection(*lists) if lists else None
 
     def difference(self, names: Sequence[str], statistics: Sequence[Statistic], patients: Sequence[Any]) -> Block:
         """Scores of two statistics that give as many values as there are names."""

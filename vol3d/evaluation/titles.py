@@ -34,6 +34,9 @@ TITLES = {
     "f1_change": "Change of F1",
     "shift_hu": "HU shift",
     "hd95_mm": "HD95 (mm)",
+    "volume_error_ml": "Volume error (ml)",
+    "size_error_mm": "Size error (mm)",
+    "certainty_accuracy": "Certainty right",
     "nsd": "NSD",
     "c_index": "C-index",
     "mrr": "MRR",
@@ -55,9 +58,15 @@ TASKS = {
     "grounding": "Grounding",
     "outcomes": "Outcomes",
     "zero_shot": "Zero-shot findings",
+    "regions": "Findings by organ",
+    "structured": "Structured report",
+    "masked_volume": "Hidden voxels",
     "vqa": "Questions",
 }
-LOWER_IS_BETTER = {"sb", "ig", "id", "prior_mentions", "blank_claims", "hd95_mm", "volume_error_ml", "ece", "brier"}
+LOWER_IS_BETTER = {
+    *("sb", "ig", "id", "prior_mentions", "blank_claims", "hd95_mm", "volume_error_ml", "ece", "brier"),
+    *("size_error_mm", "error"),
+}
 
 
 def format_score(value: float | int | None, digits: int = 2) -> str:

@@ -95,6 +95,12 @@ def build(folder: str | Path) -> tuple[VolumeLM, dict[str, Task], Grid]:
     return model, tasks, Grid.load(folder / "grid.json")
 
 
+def task_settings(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """The arguments of a saved model's tasks by their class names ("VQA"), read without building anything."""
+    config = yaml.safe_load((Path(folder) / "config.yaml").read_text(encoding="utf-8"))
+    return {spec["class_path"].rpartition(".")[2]: spec["init_args"] for spec in config["tasks"].values()}
+
+
 def _describe(model: VolumeLM, tasks: Mapping[str, Task], merge: bool) -> dict[str, Any]:
     language = None
     if model.language is not None:

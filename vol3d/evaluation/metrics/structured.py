@@ -39,7 +39,7 @@ def score_structured(
         the scores of `score_findings`, "size_error_mm", "certainty_accuracy", and "baselines" with finding scores.
     """
     options = {"replicates": replicates, "seed": seed}
-    wanted, said = ([{_key(row): row for row in rows} for rows in group] for group in (truths, predicted))
+    wanted, said = ([{key_of(row): row for row in rows} for rows in group] for group in (truths, predicted))
     result = score_findings([set(rows) for rows in wanted], [set(rows) for rows in said], patients, **options)
     errors, whose, sure, sure_whose = [], [], [], []
     for one, two, patient in zip(wanted, said, patients, strict=True):
@@ -54,7 +54,7 @@ def score_structured(
     result["size_error_mm"] = mean_score(np.array(errors, float), whose, **options) if errors else nothing
     result["certainty_accuracy"] = share(sure, np.ones(len(sure)), sure_whose, **options) if sure else nothing
     keys = [set(rows) for rows in wanted]
-    common = baselines.key_prior([{_key(row) for row in rows} for rows in training] or keys, len(keys))
+    common = baselines.key_prior([{key_of(row) for row in rows} for rows in training] or keys, len(keys))
     result["baselines"] = {"text_prior": _values(keys, [set(found) for found in common], patients)}
     try:
         dealt = baselines.blind([set(rows) for rows in said], patients, seed)
@@ -64,7 +64,8 @@ def score_structured(
     return result | {"definitions": DEFINITIONS}
 
 
-def _key(row: Mapping[str, Any]) -> str:
+def key_of(row: Mapping[str, Any]) -> str:
+    """The finding key of a row, as of parsed reports: side and name."""
     return f"{row['side']} {row['finding']}" if row["side"] else str(row["finding"])
 
 
