@@ -21,7 +21,7 @@ from vol3d.data.study import SPLITS, Study
 
 log = logging.getLogger(__name__)
 
-SHOWN = 20
+SHOWN = 5
 """How many problems a ManifestError spells out."""
 
 
@@ -42,12 +42,13 @@ class ManifestError(ValueError):
 
     def __init__(self, name: str, problems: Sequence[Problem], rows: int) -> None:
         self.problems = list(problems)
-        lines = [f"{name}, {problem}" for problem in problems[:SHOWN]]
+        told = f"{name}, {problems[0]}"
         if len(problems) > 1:
             bad = len({problem.row for problem in problems})
-            shown = f", the first {SHOWN}" if len(problems) > SHOWN else ""
-            lines.insert(0, f"{name}: {len(problems)} problems in {bad} of {rows} rows{shown}:")
-        super().__init__("\n".join(lines))
+            more = f", the first {SHOWN} (`vol3d doctor` lists all)" if len(problems) > SHOWN else ""
+            lines = ";\n".join(map(str, problems[:SHOWN]))
+            told = f"{name}: {len(problems)} problems in {bad} of {rows} rows{more}:\n{lines}"
+        super().__init__(told)
 
 
 class Manifest(Sequence[Study]):
