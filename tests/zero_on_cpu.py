@@ -29,6 +29,10 @@ class ZeroOnCpu(ZeroStrategy):
         self.setup_distributed()
 
     def setup_distributed(self) -> None:
+        import deepspeed
+
+        # Its own sum between processes of one machine would be compiled at the first call; gloo needs no compiler.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.set_world_ranks()
         self._init_deepspeed_distributed()
 

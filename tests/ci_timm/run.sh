@@ -18,6 +18,6 @@ if [ ! -d "$target/timm" ] || [ ! -d "$target/spectre" ]; then
     python -m pip install --quiet --no-deps --target "$target" timm "torchvision==$torchvision" spectre-fm loralib
 fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-PYTHONPATH="tests/ci_timm:$target${PYTHONPATH:+:$PYTHONPATH}" \
-    python -m pytest -n 0 -p torchvision_on_cpu -q tests/test_encoders_slices.py \
+PYTHONPATH="tests/ci_timm:$target:tests${PYTHONPATH:+:$PYTHONPATH}" \
+    python -m pytest -n 0 -p torchvision_on_cpu -p no_skips -q tests/test_encoders_slices.py \
     tests/test_encoders_contract.py -k "slice or spectre"
