@@ -140,6 +140,8 @@ def test_closed_questions_of_the_same_words_are_told_apart_by_their_choices():
     got = compared("vqa_closed", studies, right, half)
     assert (got["accuracy"]["first"], got["accuracy"]["second"]) == (1, 0.5)
     assert (got["wins"], got["ties"]) == (4, 4)
+    fewer = [{"answers": [asked[1]]}] * 4  # a model that was asked one of the two
+    assert compared("vqa_closed", studies, right, fewer)["ties"] == 4
 
 
 def test_questions_that_the_task_builds():
@@ -194,11 +196,15 @@ def test_structured_reports():
 
 
 def test_hidden_voxels_where_both_saw_the_same_rest():
-    said = [[{"masked_volume": {"error": error, "constant_error": 0.2}}] * 5 for error in (0.05, 0.08)]
-    said[1] = [*said[1][:4], {"masked_volume": {"error": 0.01, "constant_error": 0.3}}]
-    got = compared("masked_volume", [study(i) for i in range(5)], *said)
+    studies = [study(i) for i in range(5)]
+    first, second, other = (
+        [{"masked_volume": {"error": error, "constant_error": constant}}] * 5
+        for error, constant in ((0.05, 0.2), (0.08, 0.2), (0.01, 0.3))
+    )
+    got = compared("masked_volume", studies, first, second)
     assert got["error"]["value"] == pytest.approx(-0.03)
-    assert (got["wins"], got["ties"], got["losses"]) == (4, 0, 0)
+    assert (got["wins"], got["losses"]) == (5, 0)
+    assert COMPARISONS["masked_volume"](Sides(studies, rows(first), rows(other))) == {}
 
 
 def test_the_page_of_a_comparison():

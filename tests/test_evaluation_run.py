@@ -171,6 +171,8 @@ def test_two_evaluations_side_by_side(tmp_path, capsys):
     assert "http" not in page
     assert "<script" not in page
     assert f"{truth.count('yes')} wins" in comparison_text(got)
+    with pytest.raises(ValueError, match=r"names the manifest 'in memory', which is no file here: .* --manifest FILE"):
+        compare(tmp_path / "a", tmp_path / "b")
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "nothing")]) == 2
     assert "no such file" in capsys.readouterr().err
 

@@ -52,7 +52,7 @@ def compare(
     rows = rows if split is None else rows.split(split)
     both = [s for s in rows if s.study in one and s.study in two and "twin_of" not in s.meta]
     samples, settings = _samples(folders), (_settings(folders[0]), _settings(folders[1]))
-    sides = Sides(both, one, two, samples, settings, replicates=replicates, seed=seed)
+    sides = Sides(both, one, two, samples, replicates, seed, settings)
     tasks = {name: block for name, compared in COMPARISONS.items() if (block := compared(sides))}
     if not tasks:
         raise ValueError(
@@ -160,9 +160,15 @@ def _settings(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _manifest_of(folder: Path) -> Path:
-    if not (known := _evaluation(folder)):
-        raise ValueError(f"{folder / 'evaluation.json'}: no such file; name the manifest with the true reports")
-    return Path(known["manifest"])
+    path = folder / "evaluation.json"
+    if not (named := _evaluation(folder).get("manifest")):
+        raise ValueError(f"{path}: no such file; name the manifest with the true reports")
+    if not Path(named).exists():
+        raise ValueError(
+            f"{path} names the manifest {named!r}, which is no file here: give the one with the true labels as "
+            "--manifest FILE (in Python manifest=; Manifest.write makes a file of one in memory)"
+        )
+    return Path(named)
 
 
 def _evaluation(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 def compare_codes(sides: Sides) -> Block:
     """Codes that both predict, as the first model's task reads the manifest's (mapped to its system, with the codes
-    above and below them): areas, and the Brier score, by which a study is won."""
+    above and below them; as they are where no system is known): areas, and the Brier score, by which a study is won."""
     from vol3d.text.phecodes import read_map, targets
 
     told = sides.both("codes", dict)
@@ -32,10 +31,10 @@ def compare_codes(sides: Sides) -> Block:
     code_map = read_map(settings.get("code_map", "auto"))
 
     def known(study: Study) -> Mapping[str, int]:
-        system = study.code_system or settings.get("system", "phecode")
-        present, absent = targets(
-            names, settings.get("system", system), study.codes, study.codes_absent, system, code_map
-        )
+        system = study.code_system or settings.get("system")
+        present, absent = study.codes, study.codes_absent
+        if system is not None:
+            present, absent = targets(names, settings.get("system", system), present, absent, system, code_map)
         return dict.fromkeys(absent, 0) | dict.fromkeys(present, 1)
 
     table = _Table.of(sides, "codes", known) if names else None
@@ -164,17 +163,16 @@ def compare_retrieval(sides: Sides) -> Block:
 
 
 def compare_reconstruction(sides: Sides) -> Block:
-    """Errors of hidden voxels, where both were shown the same part of a volume (they then err alike when its mean is
-    said everywhere)."""
-    told = [
-        [study.patient, *(rows[study.study]["masked_volume"] for rows in sides.rows)]
-        for study in sides.both("masked_volume", dict)
-    ]
-    told = [row for row in told if math.isclose(*(said["constant_error"] for said in row[1:]), abs_tol=2e-5)]
-    if not told:
+    """Errors of hidden voxels, where both hid the same parts: their errors when a volume's mean is said everywhere are
+    then the same."""
+    told = sides.both("masked_volume", dict)
+    errors, constant = (
+        np.array([[row[name] for row in side] for side in sides.values(told, "masked_volume")]).T
+        for name in ("error", "constant_error")
+    )
+    if not told or not np.allclose(*constant.T, rtol=0, atol=1e-4):
         return {}
-    pairs = np.array([[said["error"] for said in row[1:]] for row in told])
-    return sides.means("error", pairs, [row[0] for row in told]) | counts(-pairs, "studies")
+    return sides.means("error", errors, [study.patient for study in told]) | counts(-errors, "studies")
 
 
 def _nan(value: float | int | None) -> float:

@@ -110,7 +110,7 @@ def evaluate(
         _score_wording(tasks, scored, rows, extra)
     result: dict[str, Any] = {
         "model": str(trained.folder or "model"),
-        "manifest": str((whole.path or "manifest") if isinstance(manifest, Manifest) else manifest),
+        "manifest": str((whole.path or "in memory") if isinstance(manifest, Manifest) else manifest),
         "split": split,
         "studies": len(scored),
         "patients": len({study.patient for study in scored}),

@@ -37,9 +37,9 @@ class Sides:
     first: Rows
     second: Rows
     samples: tuple[Callable[[Study], Sample], Callable[[Study], Sample]] | None = None
-    settings: tuple[Settings, Settings] = ({}, {})
     replicates: int = 1000
     seed: int = 0
+    settings: tuple[Settings, Settings] = ({}, {})
 
     @property
     def rows(self) -> tuple[Rows, Rows]:
