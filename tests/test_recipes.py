@@ -106,8 +106,7 @@ def test_a_part_fits_its_slot(part: str, tmp_path: Path) -> None:
     """One line of a recipe, the part's path, swaps it in."""
     slot, wanted = SLOTS[Path(part).parts[1]], yaml.safe_load((RECIPES / part).read_text())
     recipe, (side, key) = recipe_of("quickstart.yaml"), slot.split(".")
-    recipe["model"]["encoder"] = str(RECIPES / recipe["model"]["encoder"])
-    recipe[side][key] = str(RECIPES / part)
+    recipe[side][key] = part
     (tmp_path / "swapped.yaml").write_text(yaml.safe_dump(recipe))
     given = resolved("--config", str(tmp_path / "swapped.yaml"))[side][key]
     if "class_path" in given:
@@ -115,6 +114,27 @@ def test_a_part_fits_its_slot(part: str, tmp_path: Path) -> None:
         given, wanted = given.get("init_args", {}), wanted.get("init_args", {})
     given, wanted = ({key: json.dumps(value) for key, value in node.items()} for node in (given, wanted))
     assert given.items() >= {key: value for key, value in wanted.items() if not value.startswith("{")}.items()
+
+
+def test_a_part_beside_a_recipe_of_ones_own_comes_before_the_shipped_one(tmp_path: Path) -> None:
+    recipe = recipe_of("quickstart.yaml") | {"run": "runs/mine"}
+    recipe["model"]["projector"] = "parts/projector/mlp.yaml"
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    assert resolved("--config", str(tmp_path / "mine.yaml"))["model"]["projector"]["class_path"] == "vol3d.MLPProjector"
+    own = tmp_path / "parts/projector/mlp.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("class_path: vol3d.SpatialPoolingProjector\n")
+    config = resolved(f"--config={tmp_path / 'mine.yaml'}")
+    assert config["model"]["projector"]["class_path"] == "vol3d.SpatialPoolingProjector"
+    assert config["model"]["encoder"]["init_args"]["depth"] == 2
+    assert config["run"] == "runs/mine"
+
+
+def test_stages_that_do_not_fit_are_refused_before_anything_is_written(manifest: Path, tmp_path: Path) -> None:
+    options = ["--config", "quickstart.yaml", "--data.manifest", str(manifest), "--run", str(tmp_path / "run")]
+    with pytest.raises(ValueError, match=r"the stages take 600 steps and the trainer stops after 9"):
+        run(["fit", *options, "--trainer.max_steps", "9"])
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -23,6 +24,7 @@ from vol3d.training.history import History
 from vol3d.training.memory import out_of_memory
 from vol3d.training.module import VolumeModule
 from vol3d.training.progress import StepProgress
+from vol3d.training.stages import Schedule
 from vol3d.training.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,8 @@ class SaveRecipe(SaveConfigCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":
             _check_grid(pl_module, trainer.datamodule)
+            if trainer.max_steps > 0:
+                Schedule(pl_module.stages, trainer.max_steps)  # refuses stages that do not fit
             super().setup(trainer, pl_module, stage)
 
 
@@ -145,18 +149,51 @@ def explained(message: str, arguments: Sequence[str]) -> str:
 
 
 def named(arguments: Sequence[str]) -> list[str]:
-    """The arguments with the bare names of shipped recipes and parts made paths."""
-    return [_recipe(argument) for argument in arguments]
+    """The arguments with the bare names of shipped recipes and parts made paths, also inside recipes of one's own."""
+    found = [_recipe(argument) for argument in arguments]
+    for place, argument in enumerate(found):
+        flag, equals, name = argument.rpartition("=")
+        after = not equals and place > 0 and found[place - 1] in ("--config", "-c")
+        if (after or flag in ("--config", "-c")) and os.path.isfile(name):
+            found[place] = f"{flag}{equals}{_with_shipped_parts(Path(name))}"
+    return found
 
 
 def _recipe(argument: str) -> str:
     """A shipped recipe or part may be given by its bare name (`--config quickstart.yaml`) when no such file is here."""
     flag, equals, name = argument.rpartition("=")
-    if name.endswith((".yaml", ".yml")) and not os.path.exists(name):
-        shipped = files("vol3d.recipes") / name
-        if shipped.is_file():
-            return f"{flag}{equals}{shipped}"
+    if name.endswith((".yaml", ".yml")) and not os.path.exists(name) and (shipped := _shipped(name)):
+        return f"{flag}{equals}{shipped}"
     return argument
+
+
+def _shipped(name: str) -> str | None:
+    path = files("vol3d.recipes") / name
+    return str(path) if path.is_file() else None
+
+
+def _with_shipped_parts(recipe: Path) -> str:
+    """The recipe's path; its text, where it names shipped parts that do not lie beside it (a copy of a shipped one)."""
+    try:
+        said = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return str(recipe)  # the parser says what is wrong
+    missing = set()
+
+    def look(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: look(part) for key, part in value.items()}
+        if isinstance(value, list):
+            return [look(part) for part in value]
+        if not isinstance(value, str) or not value.endswith((".yaml", ".yml")):
+            return value
+        if (beside := recipe.parent / value).is_file():
+            return str(beside.resolve())
+        missing.add(value)
+        return _shipped(value) or value
+
+    found = look(said)
+    return yaml.safe_dump(found, sort_keys=False) if any(map(_shipped, missing)) else str(recipe)
 
 
 def quiet() -> None:
