@@ -179,7 +179,7 @@ def test_probes_and_calibration_are_shown():
     probes = {"blank": blank, "noise": noise, "caught": [], "not_judged": {"mirror": "no sides"}, "definitions": told}
     codes = {"ece": score(0.05), "reliability": [{"probability": 0.2, "frequency": 0.3, "labels": 9}]}
     html = render_page({"tasks": {"codes": codes}, "faithfulness": {"probes": probes, "twins": {"pairs": 0}}})
-    shown = ("Silent on an empty volume", "Change of F1 (noise)", "Same findings (noise)", "-0.10", 'cy="70.0"')
+    shown = ("Findings are gone from an empty volume", "Change of F1 (noise)", "Same findings (noise)", "-0.10", 'cy="70.0"')
     assert [text for text in shown if text not in html] == []
     assert "once the volume is empty" in html
     assert "over control +0.90 (+0.80 to +1.00), p 0.001" in html

@@ -24,7 +24,7 @@ def info(model: str | Path | None = None) -> dict[str, Any]:
     data.update({name: _version(name) for name in _PACKAGES})
     data["devices"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] or ["cpu"]
     if model is not None:
-        from vol3d.model.pretrained import build
+        from vol3d.model.pretrained import base_of, build
 
         parts, tasks, grid = build(model)
         data["model"] = str(model)
@@ -35,6 +35,8 @@ def info(model: str | Path | None = None) -> dict[str, Any]:
                 data[name] = f"{type(part).__name__}, {count:,} parameters"
         data["tasks"] = list(tasks)
         data["grid"] = grid.to_dict()
+        if (base := base_of(model)) is not None:
+            data["base"] = str(base)
         data["card"] = (Path(model) / "card.md").read_text(encoding="utf-8")
     return data
 

@@ -147,6 +147,7 @@ class _Rehearsal:
             parsed = RecipeParts(recipe, here=False)  # the plan is for the card that is asked about
             self.module, self.grid, self.batch_size = parsed.model, parsed.datamodule.grid, parsed.datamodule.batch_size
             self.bf16 = parsed.precision.startswith("bf16")
+            self.module.base = None  # whose weights take as much room as any
             source, four_bit = self.module.language, False
             if isinstance(source, Pretrained):
                 four_bit = source.quantization is not None

@@ -29,7 +29,7 @@ def _evaluate_arguments(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--by", action="append", default=[], metavar="FIELD", help="also score groups of meta.FIELD")
     verb.add_argument("--duplicates", action="store_true", help="read every volume to find copies across splits")
-    verb.add_argument("--base", metavar="DIR", help="the base model's evaluation: the page opens with the head-to-head")
+    verb.add_argument("--base", metavar="DIR", help="an evaluation to compare with (default: the base's, where known)")
     verb.add_argument("--suite", choices=("m3d-bench", "merlin"), help="a published benchmark from its own files")
     verb.add_argument("--bertscore", metavar="FOLDER", help="also BERTScore, with the local model in FOLDER")
     verb.add_argument("--meteor", metavar="FOLDER", help="also METEOR, with NLTK's data in FOLDER")

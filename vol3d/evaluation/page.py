@@ -65,7 +65,7 @@ def render_page(
         evaluation=evaluation,
         written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         headline=report_tiles(report, evaluation.get("faithfulness") or {}) or other_tiles(tasks),
-        base=head_to_head(evaluation["base"]) if "base" in evaluation else None,
+        base=head_to_head(evaluation["base"]) if "tasks" in evaluation.get("base", {}) else None,
         tables=[table_of(name, block) for name, block in tasks.items() if block],
         findings=finding_rows(report.get("per_finding") or {}),
         not_in_truth=report.get("not_in_truth") or {},

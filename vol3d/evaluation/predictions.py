@@ -35,19 +35,27 @@ def fingerprint(trained: TrainedModel, studies: Iterable[Study]) -> dict[str, st
         image = file_identity(study.image) if study.image.exists() else str(study.image)
         asked = [[row.get("question"), row.get("choices")] for row in study.questions]
         shown.update(json.dumps([study.study, image, asked]).encode())
-    weights = hashlib.sha256()
     if trained.folder is not None and (trained.folder / "model.safetensors").is_file():
-        for name in ("config.yaml", "model.safetensors"):
-            weights.update(file_identity(trained.folder / name).encode())
+        model = model_identity(trained.folder)
     else:
+        weights = hashlib.sha256()
         for part in (trained.model, *trained.tasks.values()):
             for name, tensor in part.state_dict().items():
                 weights.update(f"{name} {tuple(tensor.shape)} {float(tensor.double().sum())!r}".encode())
+        model = weights.hexdigest()[:16]
     return {
-        "model": weights.hexdigest()[:16],
+        "model": model,
         "studies": shown.hexdigest()[:16],
         "grid": trained.grid.fingerprint[:16],
     }
+
+
+def model_identity(folder: Path) -> str:
+    """A saved model, by its settings and its weights."""
+    from vol3d.data.identity import file_identity
+
+    files = "".join(file_identity(folder / name) for name in ("config.yaml", "model.safetensors"))
+    return hashlib.sha256(files.encode()).hexdigest()[:16]
 
 
 class Shelf:

@@ -58,8 +58,9 @@ def evaluate(
         probes: also show changed volumes (`vol3d.evaluation.probing`): True for all, or some of their names.
         by: fields of `meta` to score groups of ("sex", "scanner").
         duplicates: also read every volume of the manifest to find duplicates across splits.
-        base: the folder of the base model's evaluation of the same manifest: the page then opens with the head-to-head,
-            and `comparison.json` and `comparison.html` are written too.
+        base: the folder of the base model's evaluation of the same manifest, with which the page opens, and
+            `comparison.json` and `comparison.html` are written too; None takes that of the model which this one was
+            fine-tuned from (`VolumeModule(base=…)`), where it lies beside it.
         extra: more scores of reports, (truths, outputs, patients) → scores; see `vol3d.evaluation.wording`.
 
     Returns:
@@ -71,6 +72,7 @@ def evaluate(
     from vol3d.data.manifest import Manifest
     from vol3d.data.priors import with_prior_reports
     from vol3d.evaluation.abstention import abstention
+    from vol3d.evaluation.against_base import against_base
     from vol3d.evaluation.curves import curves_of
     from vol3d.evaluation.groups import score_groups
     from vol3d.evaluation.leakage import check_leakage, looks
@@ -130,10 +132,7 @@ def evaluate(
         result["abstention"] = curves
     result["seconds"] = round(time.perf_counter() - start, 1)
     _write(out / "evaluation.json", json.dumps(result, indent=1) + "\n")
-    if base is not None:
-        from vol3d.evaluation.compare import compare
-
-        result["base"] = compare(out, base, manifest=whole, out=out, replicates=replicates, seed=seed)
+    result["base"] = against_base(trained, out, base, manifest=whole, replicates=replicates, seed=seed)
     _write(out / "evaluation.json", json.dumps(result, indent=1) + "\n")
     if history is None and trained.folder is not None:
         history = trained.folder.parent / "metrics.csv"

@@ -31,7 +31,7 @@ def summary(result: Mapping[str, Any]) -> str:
         if isinstance(block, Mapping) and "caught" in block:
             said = f"no sign of looking in {', '.join(block['caught'])}" if block["caught"] else "looks at the image"
             lines.append(f"{name if name == 'twins' else f'probes, {name}'}: {said}")
-    if "base" in result:
+    if "tasks" in result.get("base", {}):
         from vol3d.evaluation.compare import comparison_text
 
         lines += ["against the base model:", comparison_text(result["base"])]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ import yaml
 from torch import Tensor, nn
 
 from vol3d.model.adapters import merged_state
+from vol3d.model.fine_tuning import unadapted
 from vol3d.model.interfaces import Task
 from vol3d.model.pretrained import build, save
 from vol3d.model.volume_lm import VolumeLM
 
 # Where a checkpoint came from and what wrote it are no part of what it is.
-_ORIGIN = ("vol3d", "_name_or_path", "transformers_version", "lora")
+_ORIGIN = ("vol3d", "_name_or_path", "transformers_version", "lora", "base")
 
 
 def merge(base: str | Path, tuned: str | Path, out: str | Path, *, alpha: float = 0.5) -> Path:
@@ -56,12 +56,9 @@ def merge(base: str | Path, tuned: str | Path, out: str | Path, *, alpha: float 
     _check_tokenizers(one, model, base, tuned)
     mixed = _mixed(_state(one, its_tasks), _state(model, tasks), alpha)
     tasks = {**its_tasks, **tasks}
-    if model.language is not None and model.language.lora is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            save(Path(folder) / "plain", model, tasks, other_grid, merge=True)
-            model, tasks, _ = build(Path(folder) / "plain")
+    model = unadapted(model, tasks, other_grid)
     _module(model, tasks).load_state_dict(mixed)
-    return save(out, model, tasks, other_grid, card=_card(base, tuned, alpha))
+    return save(out, model, tasks, other_grid, card=_card(base, tuned, alpha), base=base)
 
 
 def _module(model: VolumeLM, tasks: Mapping[str, Task]) -> nn.ModuleDict:

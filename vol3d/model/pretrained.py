@@ -37,6 +37,7 @@ def save(
     *,
     card: str = "",
     merge: bool = False,
+    base: str | Path | None = None,
 ) -> Path:
     """Write a model folder, whole or not at all; an earlier one of the same name is replaced.
 
@@ -45,15 +46,17 @@ def save(
         card: Markdown about data, recipe, scores and limits.
         merge: add LoRA adapters into the weights they adapt, so that the folder holds a plain language model, a little
             faster and loadable elsewhere; `model` itself stays as it is.
+        base: the saved model that training began from; config.yaml names it, as seen from `folder`.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # The temporary folder lies beside the final one, so that the last step is a rename on one file system.
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        (draft / "config.yaml").write_text(
-            yaml.safe_dump(_describe(model, tasks, merge), sort_keys=False), encoding="utf-8"
-        )
+        config = _describe(model, tasks, merge)
+        if base is not None:
+            config["base"] = Path(os.path.relpath(base, folder)).as_posix()
+        (draft / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         state = _state(model, tasks, merge=merge)
         save_tensors(state, draft / "model.safetensors", {"format": "pt", "vol3d": __version__})
         grid.save(draft / "grid.json")
@@ -93,6 +96,12 @@ def build(folder: str | Path) -> tuple[VolumeLM, dict[str, Task], Grid]:
     for module in (model, *tasks.values()):
         module.eval()
     return model, tasks, Grid.load(folder / "grid.json")
+
+
+def base_of(folder: str | Path) -> Path | None:
+    """The saved model that this one was fine-tuned from, there or not; None where its folder names none."""
+    config = yaml.safe_load((Path(folder) / "config.yaml").read_text(encoding="utf-8"))
+    return Path(os.path.relpath(Path(folder) / config["base"])) if config.get("base") else None
 
 
 def task_settings(folder: str | Path) -> dict[str, dict[str, Any]]:

@@ -33,7 +33,8 @@ class SaveModel(lightning.Callback):
         with whole(pl_module):  # every process gives its part of divided weights, the first writes
             if trainer.is_global_zero:
                 tasks, card = dict(pl_module.tasks.items()), model_card(trainer, pl_module, self.recipe)
-                save(self.folder / "model", pl_module.model, tasks, trainer.datamodule.grid, card=card)
+                grid, base = trainer.datamodule.grid, pl_module.base
+                save(self.folder / "model", pl_module.model, tasks, grid, card=card, base=base)
 
 
 def model_card(trainer: lightning.Trainer, module: Any, recipe: str) -> str:
@@ -44,8 +45,9 @@ def model_card(trainer: lightning.Trainer, module: Any, recipe: str) -> str:
         for (name, stage), length in zip(module.stages.items(), module.schedule.lengths, strict=True)
     )
     losses = {name: float(value) for name, value in trainer.callback_metrics.items() if name.endswith("loss")}
+    origin = "" if module.base is None else f" Fine-tuned from `{module.base}`."
     return (
-        f"# vol3d model\n\nRecipe: {recipe or 'not named'}. Steps: {trainer.global_step}.\n\n"
+        f"# vol3d model\n\nRecipe: {recipe or 'not named'}. Steps: {trainer.global_step}.{origin}\n\n"
         f"## Data\n\nManifest `{data.manifest.path.name}`, {len(data.manifest.split('train'))} training studies, "
         f"grid `{data.grid.name}`.\n\n"
         f"## Training\n\n{stages}\n\nLast losses: {json.dumps(losses)}\n\n"

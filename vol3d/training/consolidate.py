@@ -55,7 +55,7 @@ def write_model(
     if module.language is not None and not isinstance(module.language, LanguageModel):
         manifests = [data.manifest, *getattr(data, "others", {}).values()]
         texts = [study.report for manifest in manifests for study in manifest.split("train") if study.report]
-        module.language = module.language.build(texts)
+        module.language = module.build_language(texts)
     module.configure_model()
     wanted = module.state_dict()
     shapes = [name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape]
@@ -68,7 +68,7 @@ def write_model(
         )
     module.load_state_dict(state)
     card = f"# vol3d model\n\nWeights of `{Path(told).name}`.\n\nFor research only. Not a medical device.\n"
-    return save(out, module.model, dict(module.tasks.items()), data.grid, card=card, merge=merge)
+    return save(out, module.model, dict(module.tasks.items()), data.grid, card=card, merge=merge, base=module.base)
 
 
 def whole_state(checkpoint: str | Path) -> dict[str, Tensor]:

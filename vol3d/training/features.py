@@ -302,6 +302,10 @@ def encoder_of(source: str | Path) -> tuple[Encoder, Grid, str]:
     from vol3d.training.recipe import RecipeParts
 
     parts = RecipeParts(["--config", str(source)])
+    if parts.model.base is not None:
+        from vol3d.model.fine_tuning import Base
+
+        Base.read(parts.model.base).give_encoder(parts.model.encoder)
     return parts.model.encoder, parts.datamodule.grid, parts.precision
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from vol3d.data.batch import Batch
 from vol3d.model.adapters import parameter_table
+from vol3d.model.fine_tuning import Base
 from vol3d.model.interfaces import Encoder, Features, Projector, Task
 from vol3d.model.language import LanguageModel, LanguageSource
 from vol3d.model.volume_lm import VolumeLM
@@ -39,6 +40,8 @@ class VolumeModule(lightning.LightningModule):
             tokenizer is trained on the training reports.
         stages: name → Stage, in their order; None for one stage in which everything learns.
         mixture: how the tasks' losses become one; None adds them up by their weights.
+        base: folder of a saved model to fine-tune: the encoder, the projector, the language model and the tasks of the
+            same name begin with its weights. The saved model names it, and `vol3d evaluate` compares the two.
         weight_decay: AdamW's, for matrices; vectors (norms, biases) have none.
         betas: AdamW's.
         feature_cache_gb: memory for the features of a frozen encoder; 0 encodes every time.
@@ -55,6 +58,7 @@ class VolumeModule(lightning.LightningModule):
         language: LanguageModel | LanguageSource | None = None,
         stages: dict[str, Stage] | None = None,
         mixture: Mixture | None = None,
+        base: str | None = None,
         *,
         weight_decay: float = 0.05,
         betas: tuple[float, float] = (0.9, 0.98),
@@ -68,7 +72,7 @@ class VolumeModule(lightning.LightningModule):
             if unknown := set(stage.tasks or []) - set(tasks):
                 raise ValueError(f"stage {name!r} names tasks {sorted(unknown)}, there are {sorted(tasks)}")
         self.encoder, self.projector_factory, self.task_factories = encoder, projector, tasks
-        self.language = language
+        self.language, self.base = language, base
         self.stages, self.weight_decay, self.betas = stages, weight_decay, betas
         self.mixture = mixture or Mixture()
         self.mixture.prepare(list(tasks))
@@ -86,15 +90,25 @@ class VolumeModule(lightning.LightningModule):
         """Build the model and its tasks once (Lightning calls this before fitting, after the data's setup)."""
         if self.model is not None:
             return
+        base = None if self.base is None else Base.read(self.base)
         language = self.language
         if language is not None and not isinstance(language, LanguageModel):
-            language = language.build(self._training_texts())
+            language = self.build_language(self._training_texts(), base)
         self.model = VolumeLM(self.encoder, self.projector_factory, language)
         self.tasks = nn.ModuleDict({name: build(self.model) for name, build in self.task_factories.items()})
+        if base is not None:
+            base.give(self.model, dict(self.tasks.items()))
         # The model owns the parts from here on; two names for one weight would be saved twice.
         del self.encoder
         self.language = None
         self.learnable = {id(parameter) for parameter in self.parameters() if parameter.requires_grad}
+
+    def build_language(self, texts: Sequence[str], base: Base | None = None) -> LanguageModel:
+        """The language model that its source names: the base's where it has one, else a new one for these texts."""
+        if base is None and self.base is not None:
+            base = Base.read(self.base)
+        language = None if base is None else base.language(self.language)
+        return self.language.build(texts) if language is None else language
 
     def _training_texts(self) -> list[str]:
         data = getattr(self.trainer, "datamodule", None)
