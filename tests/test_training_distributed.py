@@ -147,17 +147,20 @@ class Judged(world.World):
 def validate(folder: Path, strategy: Any) -> dict[str, float]:
     studies = [world.study(n, "val", report=n % 2 == 0) for n in range(10, 15)]
     run = world.trainer(1, folder, devices=1 if strategy is None else 2, strategy=strategy or "auto")
-    run.validate(world.module(), Judged([world.study(n) for n in range(8)], studies), verbose=False)
+    module = world.module()
+    module.encoder = vol3d.encoders.create("vit3d-tiny", embed_dim=48, depth=2, num_heads=2, patch_size=(4, 4, 2))
+    run.validate(module, Judged([world.study(n) for n in range(8)], studies), verbose=False)
     return {name: float(value) for name, value in run.callback_metrics.items()}
 
 
-def test_validation_losses_are_those_of_one_process_in_each_of_two(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", [ddp, fsdp])
+def test_validation_losses_are_those_of_one_process_in_each_of_two(strategy: Any, tmp_path: Path) -> None:
     """Neither the study that fills up the second process's share nor a task it has no label for changes a mean."""
     one = validate(tmp_path, None)
     assert one["val/findings_studies"] == 5
     assert one["val/report_studies"] == 3
     assert one["val/report_loss"] > 0
-    for rank in two_processes.together(lambda: validate(tmp_path / "run", ddp()), tmp_path / "ranks"):
+    for rank in two_processes.together(lambda: validate(tmp_path / "run", strategy()), tmp_path / "ranks"):
         assert rank == pytest.approx(one, rel=1e-4)
 
 
@@ -190,6 +193,16 @@ def test_deepspeed_learns_what_one_process_learns_and_goes_on_where_it_stopped(
     )
     assert rest == pytest.approx(whole[4:], abs=1e-4)
     check_consolidated(tmp_path)
+
+
+@pytest.mark.slow
+def test_validation_losses_under_zero_3_are_those_of_one_process(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason='needs pip install "vol3d[deepspeed]"')
+    from zero_on_cpu import ZeroOnCpu
+
+    one = validate(tmp_path, None)
+    for rank in two_processes.together(lambda: validate(tmp_path / "run", ZeroOnCpu(3)), tmp_path / "ranks"):
+        assert rank == pytest.approx(one, rel=1e-4)
 
 
 @pytest.mark.slow

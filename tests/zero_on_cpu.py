@@ -44,3 +44,9 @@ class ZeroOnCpu(ZeroStrategy):
             optimizer=optimizer, lr_scheduler=lr_scheduler, dist_init_required=False,
         )  # fmt: skip
         return engine, wrapped
+
+    def _initialize_deepspeed_inference(self, model: Any) -> None:
+        import deepspeed
+
+        config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": self.config["zero_optimization"]}
+        self.model = deepspeed.initialize(config=config, model=model, model_parameters=[], dist_init_required=False)[0]

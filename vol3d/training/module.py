@@ -13,11 +13,13 @@ from torch.utils.data import DataLoader
 
 from vol3d.data.batch import Batch
 from vol3d.model.adapters import parameter_table
+from vol3d.model.cross_entropy import is_sharded
 from vol3d.model.fine_tuning import Base
 from vol3d.model.interfaces import Encoder, Features, Projector, Task
 from vol3d.model.language import LanguageModel, LanguageSource
 from vol3d.model.volume_lm import VolumeLM
 from vol3d.training.features import FeatureCache
+from vol3d.training.lockstep import Lent, lend
 from vol3d.training.means import Means, first_visits
 from vol3d.training.mixing import Mixture, conflicts
 from vol3d.training.stages import PARTS, Schedule, Stage
@@ -222,10 +224,13 @@ class VolumeModule(lightning.LightningModule):
 
     def _losses(self, batch: Batch, names: Sequence[str], phase: str | None) -> Tensor | None:
         features = self._see(batch, names)
+        lent = self._lent(features, batch, names)
         losses: dict[str, Tensor] = {}
         for name in names:
             task = self.tasks[name]
             output = task.loss(self.model, features, batch)
+            if name in lent:
+                task.loss(self.model, *lent[name])
             self._note(phase, f"{name}_studies", float(output.count), None)
             if output.loss is None:
                 continue
@@ -240,6 +245,12 @@ class VolumeModule(lightning.LightningModule):
         if phase == "train":
             self._log_conflicts(losses, features)
         return total
+
+    def _lent(self, features: Features | None, batch: Batch, names: Sequence[str]) -> dict[str, Lent]:
+        """Evaluating with divided weights, another process's batch for the tasks that must run here without a label."""
+        if self.training or not any(is_sharded(parameter) for parameter in self.parameters()):
+            return {}
+        return lend({name: self.tasks[name] for name in names}, self.model, features, batch)
 
     def _log_conflicts(self, losses: Mapping[str, Tensor], features: Features | None) -> None:
         every = self.mixture.conflicts_every

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from vol3d.data.batch import Batch
+from vol3d.model.cross_entropy import is_sharded
 from vol3d.model.interfaces import Task
 
 STEPS = ("training_step", "validation_step", "test_step", "predict_step")
@@ -149,6 +150,8 @@ def shard(module: Any, mesh: DeviceMesh) -> None:
     learnable = {name for name, parameter in module.named_parameters() if id(parameter) in module.learnable}
     for block in blocks(module):
         fully_shard(block, mesh=mesh)
+        if hasattr(block, "looks"):
+            register_fsdp_forward_method(block, "looks")
     fully_shard(module, mesh=mesh, reshard_after_forward=False)
     for step in STEPS:
         register_fsdp_forward_method(module, step)
@@ -204,7 +207,7 @@ def whole(module: nn.Module) -> Iterator[None]:
         (owner, name, parameter)
         for owner in module.modules()
         for name, parameter in owner.named_parameters(recurse=False, remove_duplicate=False)
-        if _divided(parameter)
+        if is_sharded(parameter)
     ]
     gathered: dict[int, nn.Parameter] = {}
     first = not dist.is_initialized() or dist.get_rank() == 0
@@ -220,10 +223,6 @@ def whole(module: nn.Module) -> Iterator[None]:
     finally:
         for owner, name, parameter in owners:
             owner._parameters[name] = parameter
-
-
-def _divided(parameter: Tensor) -> bool:
-    return isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")
 
 
 @torch.no_grad()
