@@ -1,13 +1,15 @@
 """Studies on the page: what is outlined of truth and model."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from world import study as box_study
 
+from vol3d.data.study import Study
 from vol3d.evaluation.case import _PREDICTED, _TRUE, case_view
-from vol3d.evaluation.cases import show_cases
+from vol3d.evaluation.cases import _texts, show_cases
 from vol3d.volume.runs import encode_runs
 
 
@@ -68,3 +70,12 @@ def test_nothing_drawn_and_nothing_there():
     trained = SimpleNamespace(sample=lambda study: sample, tasks={})
     (case,) = show_cases(trained, [sample.study], {sample.study.study: {"report": "The chest is normal."}})
     assert (case.outlined, case.overlays, case.predicted_overlays) == ("", None, None)
+
+
+def test_a_model_that_gives_boxes_alone_has_cases_too():
+    ascites = {"label": "ascites", "min_mm": [0, 0, 0], "max_mm": [9.6, 20, 30]}
+    study = Study(study="s", image=Path("s.nii.gz"), boxes=[ascites])
+    said = [ascites | {"score": 0.9, "max_mm": [12, 20, 30]}, ascites | {"label": "gallstones", "score": 0.1}]
+    truth, output, true, given = _texts(SimpleNamespace(tasks={}), study, {"boxes": said})
+    assert (truth, output) == ("ascites: 0 to 10 × 0 to 20 × 0 to 30 mm", "ascites: 0 to 12 × 0 to 20 × 0 to 30 mm")
+    assert true == given == {"ascites"}

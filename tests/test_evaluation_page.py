@@ -9,7 +9,7 @@ import pytest
 
 from vol3d.evaluation.case import Case, choose_cases, mark
 from vol3d.evaluation.chart import loss_chart, loss_charts, nice_ticks, reliability_chart
-from vol3d.evaluation.page import format_score, render_page, title_of, write_page
+from vol3d.evaluation.page import format_p, format_score, render_page, title_of, write_page
 
 LEFT = "left pleural effusion"
 
@@ -179,12 +179,13 @@ def test_probes_and_calibration_are_shown():
     probes = {"blank": blank, "noise": noise, "caught": [], "not_judged": {"mirror": "no sides"}, "definitions": told}
     codes = {"ece": score(0.05), "reliability": [{"probability": 0.2, "frequency": 0.3, "labels": 9}]}
     html = render_page({"tasks": {"codes": codes}, "faithfulness": {"probes": probes, "twins": {"pairs": 0}}})
-    shown = ("Findings are gone from an empty volume", "Change of F1 (noise)", "Same findings (noise)", "-0.10", 'cy="70.0"')
+    gone = "Findings are gone from an empty volume"
+    shown = (gone, "Change of F1 (noise)", "Same findings (noise)", "-0.10", 'cy="70.0"')
     assert [text for text in shown if text not in html] == []
     assert "once the volume is empty" in html
     assert "over control +0.90 (+0.80 to +1.00), p 0.001" in html
     assert "exactly the same" in html
-    assert "above the control in all 1 that could be judged" in html
+    assert "above the control in the one that could be judged" in html
     assert "Not judged: sides turn with the mirror (no sides)" in html
     assert "BEAF" not in html  # no twins were scored
     assert reliability_chart([]) is None
@@ -227,9 +228,19 @@ def test_ticks_are_round_and_few(low, high):
     assert min(abs(mantissa - nice) for nice in (1, 2, 2.5, 5, 10)) < 1e-6
 
 
+def test_one_name_with_two_definitions_is_told_by_task():
+    blocks = {name: {"brier": score(0.1), "definitions": {"brier": f"of {name}"}} for name in ("codes", "outcomes")}
+    leakage = {"reports_seen_in_training": ["a"], "test_reports": 9, "clean": True}
+    html = render_page({"tasks": blocks, "leakage": leakage})
+    assert "<dt>Brier</dt><dd>of codes</dd><dt>Brier (Outcomes)</dt><dd>of outcomes</dd>" in html
+    assert "<dd>1 of 9 (a)</dd>" in html
+    assert "Clean" not in html
+
+
 def test_numbers_and_names_as_shown():
+    assert [format_p(p) for p in (0.0004, 0.0123, 1.0)] == ["< 0.001", "0.012", "1.000"]
     assert [format_score(v) for v in (0.755, None, float("nan"), 1234.5)] == ["0.76", "–", "–", "1,234"]
     names = ("finding_f1", "recall@1", "m3d_soft_dice", "bleu_2", "macro_auroc", "subgroup_gap")
     assert [title_of(name) for name in names] == [
-        "Finding F1", "R@1", "M3D soft dice", "BLEU-2", "Macro AUROC", "Subgroup gap",
+        "Finding F1", "R@1", "Soft Dice, M3D", "BLEU-2", "Macro AUROC", "Subgroup gap",
     ]  # fmt: skip

@@ -32,6 +32,7 @@ class Case:
         truth_keys, predicted_keys: their finding keys.
         overlays: three boolean pictures of the same sizes, the truth's mask, drawn as an orange outline.
         predicted_overlays: the same of the model's mask, drawn in blue.
+        heads: what stands above the two texts.
         outlined: what the outlines are of ("spleen, Dice 0.91").
         note: why this case is shown ("best", "median", "worst", "twin of …").
         window: which HU window the pictures have.
@@ -46,6 +47,7 @@ class Case:
     predicted_keys: set[str]
     overlays: Sequence[ndarray] | None = None
     predicted_overlays: Sequence[ndarray] | None = None
+    heads: tuple[str, str] = ("TRUE REPORT", "GENERATED REPORT")
     outlined: str = ""
     note: str = ""
     window: str = ""
@@ -104,6 +106,7 @@ def case_view(case: Case) -> dict[str, Any]:
         "window": case.window,
         "meta": ", ".join(f"{name} {value}" for name, value in case.meta.items()),
         "pictures": _pictures(case),
+        "heads": case.heads,
         "outlined": case.outlined,
         "kinds": [case.overlays is not None, case.predicted_overlays is not None],
         "truth": mark(case.truth, truth, output, "missed"),

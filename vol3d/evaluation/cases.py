@@ -27,7 +27,7 @@ def show_cases(
 ) -> list[Case]:
     """Worst, median, best and random studies with three slices each, through the truth's findings where masked.
 
-    Reports are shown where the model writes them, else its answers, else its codes.
+    Reports are shown where the model writes them, else its answers, its codes, its masks, its boxes.
     """
     told = [
         (study, *texts) for study in studies if (texts := _texts(trained, study, predictions[study.study])) is not None
@@ -64,7 +64,20 @@ def _texts(trained: TrainedModel, study: Study, row: Mapping[str, Any]) -> Texts
         known = {*study.codes, *study.codes_absent}
         shown = "\n".join(f"{code}: {row['codes'][code]:.2f}" for code in said)
         return "\n".join(study.codes), shown or "no code", set(study.codes), set(said) & known or set(said)
+    if row.get("boxes") and not row.get("segmentation"):
+        shown = [(box["label"], box) for box in row["boxes"] if box["score"] >= 0.5]
+        texts = [
+            "\n".join(f"{name}: {_corners(box)}" for name, box in boxes)
+            for boxes in ([(box["label"], box) for box in study.boxes], shown)
+        ]
+        asked = {box["label"] for box in row["boxes"]}
+        return texts[0] or "nothing", texts[1] or "nothing", {b["label"] for b in study.boxes} & asked, set(dict(shown))
     return None
+
+
+def _corners(box: Mapping[str, Any]) -> str:
+    low, high = ([round(value) for value in box[end]] for end in ("min_mm", "max_mm"))
+    return " × ".join(f"{a} to {b}" for a, b in zip(low, high, strict=True)) + " mm"
 
 
 def _masked(
@@ -101,8 +114,8 @@ def _case(
 ) -> Case:
     sample = trained.sample(study)
     spacing = tuple(float(length) for length in np.linalg.norm(sample.affine.numpy()[:3, :3], axis=0))
-    window = window_for(truth_keys | predicted_keys)
     name, true, said = _outlined(sample, row)
+    window = window_for({name} if name else truth_keys | predicted_keys)
     at = next((mask for mask in (true, said) if mask is not None), None)
     alike = f", Dice {_dice(true, said):.2f}" if true is not None and said is not None else ""
     return Case(
@@ -112,6 +125,7 @@ def _case(
         generated=generated,
         truth_keys=truth_keys,
         predicted_keys=predicted_keys,
+        heads=("TRUE REPORT", "GENERATED REPORT") if isinstance(row.get("report"), str) else ("TRUTH", "OUTPUT"),
         overlays=None if true is None else mask_slices(true, spacing, at=at),
         predicted_overlays=None if said is None else mask_slices(said, spacing, at=at),
         outlined=f"{name}{alike}" if name else "",

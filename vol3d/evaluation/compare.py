@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vol3d.evaluation.compare_tasks import COMPARISONS
 from vol3d.evaluation.predictions import read_predictions
 from vol3d.evaluation.sides import Sides
+from vol3d.evaluation.titles import format_p
 
 if TYPE_CHECKING:
     from vol3d.data.batch import Sample
@@ -96,8 +97,8 @@ def comparison_text(result: Mapping[str, Any]) -> str:
         for metric, score in block.items():
             if isinstance(score, Mapping) and score.get("value") is not None:
                 span = "" if score["low"] is None else f" ({score['low']:+.3f} to {score['high']:+.3f})"
-                chance = "" if score.get("p") is None else f"  p {score['p']:.3f}, Holm {score['p_holm']:.3f}"
-                lines.append(f"  {metric:24}{score['value']:+.3f}{span}{chance}")
+                p = [format_p(score[name]) for name in ("p", "p_holm") if score.get(name) is not None]
+                lines.append(f"  {metric:24}{score['value']:+.3f}{span}" + (f"  p {p[0]}, Holm {p[1]}" if p else ""))
     return "\n".join([*lines, *result["notes"]])
 
 

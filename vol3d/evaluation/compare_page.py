@@ -10,7 +10,7 @@ from typing import Any
 
 from vol3d.data.formats import atomic
 from vol3d.evaluation.headline import headline_of
-from vol3d.evaluation.titles import LOWER_IS_BETTER, TASKS, format_score, title_of
+from vol3d.evaluation.titles import LOWER_IS_BETTER, TASKS, format_p, format_score, title_of
 
 
 def write_comparison(result: Mapping[str, Any], out: Path) -> Path:
@@ -27,7 +27,7 @@ def render(result: Mapping[str, Any]) -> str:
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["score"] = format_score
+    environment.filters |= {"score": format_score, "p": format_p}
     template = environment.from_string(
         files("vol3d.evaluation").joinpath("comparison.html").read_text(encoding="utf-8")
     )
@@ -53,16 +53,17 @@ def head_to_head(result: Mapping[str, Any]) -> dict[str, Any]:
     """Each task's headline, for the page of the first model's evaluation."""
     tasks = [task_view(name, block) for name, block in result["tasks"].items()]
     rows = [task["rows"][0] | task | {"task": task["title"], "title": task["rows"][0]["title"]} for task in tasks]
-    return {"rows": rows, "verdict": verdict(tasks), "second": result["second"], "studies": result["studies"]}
+    told = {name: result[name] for name in ("second", "studies")}
+    return {"rows": rows, "verdict": verdict(tasks, "this model")} | told
 
 
-def verdict(tasks: Sequence[Mapping[str, Any]]) -> str:
+def verdict(tasks: Sequence[Mapping[str, Any]], first: str = "the first model") -> str:
     """The comparison in one sentence, by the corrected p-values."""
     rows = [row for task in tasks for row in task["rows"] if row["holm"] is not None]
     sure = [row["clear"] for row in rows if row["holm"] < 0.05]
     better, worse = sure.count("better"), sure.count("worse")
     return (
-        f"Of {len(rows)} scores the first model is better in {better} and worse in {worse}; in the other "
+        f"Of {len(rows)} scores {first} is better in {better} and worse in {worse}; in the other "
         f"{len(rows) - better - worse} the two cannot be told apart (Holm's p ≥ 0.05)."
     )
 

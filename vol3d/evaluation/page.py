@@ -20,7 +20,7 @@ from vol3d.evaluation.metrics.findings import DEFINITIONS as FINDING_DEFINITIONS
 from vol3d.evaluation.metrics.text import DEFINITIONS as TEXT_DEFINITIONS
 from vol3d.evaluation.page_faithfulness import faithfulness_groups
 from vol3d.evaluation.page_tables import finding_rows, other_tiles, report_tiles, row_of, subgroup_tables, table_of
-from vol3d.evaluation.titles import TASKS, format_score, title_of
+from vol3d.evaluation.titles import TASKS, format_p, format_score, title_of
 
 __all__ = ["Case", "choose_cases", "render_page", "write_page"]
 
@@ -57,7 +57,7 @@ def render_page(
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"score": format_score, "title_of": title_of}
+    environment.filters |= {"score": format_score, "p": format_p, "title_of": title_of}
     template = environment.from_string(files("vol3d.evaluation").joinpath("page.html").read_text(encoding="utf-8"))
     tasks = evaluation.get("tasks") or {}
     report = tasks.get("report") or {}
@@ -71,7 +71,7 @@ def render_page(
         not_in_truth=report.get("not_in_truth") or {},
         collapse=report.get("collapse") or {},
         faithfulness=faithfulness_groups(evaluation.get("faithfulness") or {}),
-        leakage=_plain(evaluation.get("leakage") or {}),
+        leakage=_leakage(evaluation.get("leakage") or {}),
         twins="changed" in ((evaluation.get("faithfulness") or {}).get("twins") or {}),
         probed=bool(set(evaluation.get("faithfulness") or {}) - {"twins"}),
         charts=loss_charts(history or []),
@@ -89,18 +89,17 @@ def render_page(
     )
 
 
-def _plain(block: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Counts and sentences as (name, text) lines; lists are counted, with the first few named."""
+def _leakage(block: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was found as (name, text) lines; lists are counted, with the first few named."""
     lines = []
     for name, value in block.items():
+        if name in ("clean", "test_reports"):
+            continue
         if isinstance(value, (list, tuple)):
-            first = ", ".join(str(item) for item in value[:3])
-            value = f"{len(value)}" + (f" ({first}{', …' if len(value) > 3 else ''})" if value else "")
-        elif isinstance(value, Mapping):
-            value = (
-                format_score(value["value"]) if is_score(value) else "; ".join(f"{k}: {v}" for k, v in value.items())
-            )
-        lines.append((title_of(name), "none" if value in (None, "0", 0) else str(value)))
+            of = f" of {block['test_reports']}" if "reports" in name and block.get("test_reports") else ""
+            first = f" ({', '.join(map(str, value[:3]))}{', …' if len(value) > 3 else ''})" if value else ""
+            value = f"{len(value) or 'none'}{of}{first}"
+        lines.append((title_of(name), "not compared (--duplicates does)" if value == "not compared" else str(value)))
     return lines
 
 
@@ -108,8 +107,11 @@ def _definitions(tasks: Mapping[str, Any], faithfulness: Mapping[str, Any]) -> l
     known: dict[str, str] = {}
     if "report" in tasks:
         known |= FINDING_DEFINITIONS | (TEXT_DEFINITIONS if "bleu_1" in tasks["report"] else {})
-    for block in tasks.values():
-        known |= (block or {}).get("definitions") or {}
+    for task, block in tasks.items():
+        for name, text in ((block or {}).get("definitions") or {}).items():
+            # One name may mean two things: the Brier score of codes and that of outcomes.
+            own = name if known.get(name, text) == text else f"{title_of(name)} ({TASKS.get(task, title_of(task))})"
+            known[own] = text
     if "changed" in (faithfulness.get("twins") or {}):
         known |= FAITHFULNESS_DEFINITIONS
     for block in faithfulness.values():

@@ -7,7 +7,7 @@ from typing import Any
 
 from vol3d.evaluation.headline import is_score
 from vol3d.evaluation.page_tables import row_of
-from vol3d.evaluation.titles import TASKS, title_of
+from vol3d.evaluation.titles import TASKS, format_p, title_of
 
 
 def faithfulness_groups(block: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ def _probe_row(name: str, score: Mapping[str, Any], of: str = "") -> dict[str, A
     row = row_of(name, score, {"control": {name: score["control"]}} if "control" in score else {})
     over = score.get("over_control") or {}
     if over.get("p") is not None:
-        told = f"over control {over['value']:+.2f} ({over['low']:+.2f} to {over['high']:+.2f}), p {over['p']:.3f}"
+        told = f"over control {over['value']:+.2f} ({over['low']:+.2f} to {over['high']:+.2f}), p {format_p(over['p'])}"
         row["note"] = "; ".join(filter(None, (row["note"], told)))
     return row | ({"title": f"{row['title']} ({_of(of)})"} if of else {})
 

@@ -29,7 +29,8 @@ def row_of(name: str, score: Mapping[str, Any], baselines: Mapping[str, Mapping[
         "high": score.get("high"),
         "note": score.get("note"),
         "lower": name in LOWER_IS_BETTER,
-        "bar": bool(known) and all(0 <= number <= 1 for number in known),
+        "bar": bool(known) and 0 <= known[0] <= 1 and not name.endswith(("_mm", "_ml")),
+        "span": [min(1.0, max(0.0, number)) for number in known[1:]],
         "baselines": [(kind, number_of(block.get(name))) for kind, block in baselines.items()],
     }
 
@@ -73,6 +74,9 @@ def _curves(curves: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _bars(block: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One list of bars for each `per_…` of a task, by the first score of its members."""
+    from vol3d.text.phecodes import read_vocabulary
+
+    names = read_vocabulary("merlin") | read_vocabulary("findings") if "per_code" in block else {}
     lists = []
     for name, members in block.items():
         if not name.startswith("per_") or not isinstance(members, Mapping):
@@ -82,15 +86,25 @@ def _bars(block: Mapping[str, Any]) -> list[dict[str, Any]]:
             found = {} if not isinstance(scores, Mapping) else {k: v for k, v in scores.items() if is_score(v)}
             metric = next((k for k, v in found.items() if v["value"] is not None), "")
             if metric and 0 <= found[metric]["value"] <= 1:
-                counts = [f"{v} {title_of(k).lower()}" for k, v in scores.items() if isinstance(v, int)]
+                title = f"{member} {names[member]}" if name == "per_code" and member in names else str(member)
                 rows.append(
-                    row_of(metric, found[metric], {})
-                    | {"title": str(member), "support": ", ".join(counts[:2]), "metric": metric}
+                    row_of(metric, found[metric], {}) | {"title": title, "support": _support(scores), "metric": metric}
                 )
         if rows:
             rows.sort(key=lambda row: (-row["value"], row["title"]))
             lists.append({"title": title_of(name), "metric": title_of(rows[0]["metric"]), "rows": rows})
     return lists
+
+
+def _support(scores: Mapping[str, Any]) -> str:
+    """How much a bar rests on."""
+    counts = {name: value for name, value in scores.items() if isinstance(value, int)}
+    if {"positives", "negatives"} <= counts.keys():
+        return f"{counts['positives']} of {counts['positives'] + counts['negatives']} positive"
+    if {"support", "predicted"} <= counts.keys():
+        return f"{counts['support']} true, {counts['predicted']} reported"
+    units = {name: "masks" if name == "support" else title_of(name).lower() for name in counts}
+    return ", ".join(f"{value} {units[name]}" for name, value in list(counts.items())[:2])
 
 
 def other_tiles(tasks: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -38,7 +38,23 @@ TITLES = {
     "size_error_mm": "Size error (mm)",
     "certainty_accuracy": "Certainty right",
     "nsd": "NSD",
+    "organ_dice": "Dice, organs",
+    "finding_dice": "Dice, findings",
+    "m3d_soft_dice": "Soft Dice, M3D",
+    "organ_m3d_soft_dice": "Soft Dice, organs, M3D",
+    "finding_m3d_soft_dice": "Soft Dice, findings, M3D",
+    "present_found": "Drawn where it is there",
+    "absent_silent": "Nothing where it is not",
+    "found@0.25": "IoU of at least 0.25",
+    "found@0.5": "IoU of at least 0.5",
+    "m3d_hull_iou": "Hull IoU, M3D",
+    "region_accuracy": "Content of a box named",
+    "region_m3d_bleu": "Names of boxes, BLEU-1, M3D",
+    "region_rouge_1": "Names of boxes, ROUGE-1",
+    "m3d_substring_accuracy": "Substring accuracy, M3D",
+    "token_f1": "F1 of words",
     "c_index": "C-index",
+    "c_index_ipcw": "C-index, Uno's",
     "mrr": "MRR",
     "shuffled": "Another patient's volume changes it",
     "claim": "Keeps to the image against the prompt",
@@ -74,6 +90,11 @@ def format_score(value: float | int | None, digits: int = 2) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:.{digits}f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def format_p(p: float) -> str:
+    """A p-value to three digits; one that would round to nothing is told by its bound."""
+    return "< 0.001" if p < 0.0005 else f"{p:.3f}"
 
 
 def title_of(name: str) -> str:

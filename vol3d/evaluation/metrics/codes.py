@@ -87,7 +87,7 @@ def score_codes(
     result["skipped"] = {codes[i]: _why(counts, i, min_positives) for i in range(len(codes)) if i not in kept}
     result |= _calibration(probabilities, positive, negative, patients, bins, options)
     result["baselines"] = {"blind": _blind(probabilities[:, kept], truths[:, kept], patients, seed)}
-    return result
+    return result | {"definitions": DEFINITIONS}
 
 
 def choose_thresholds(probabilities: Table, truths: Table) -> Float[ndarray, " codes"]:

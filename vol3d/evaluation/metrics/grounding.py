@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vol3d.evaluation.intervals import share, undefined
+from vol3d.evaluation.metrics.boxes import DEFINITIONS as BOX_DEFINITIONS
 from vol3d.evaluation.metrics.boxes import score_boxes
 from vol3d.evaluation.metrics.text import score_text
 
@@ -57,7 +58,7 @@ def score_grounding(
             "blind": {name: value["value"] for name, value in dealt.items()}
             | {"region_accuracy": float(np.mean(named)) if named else None}
         }
-    return result
+    return result | {"definitions": BOX_DEFINITIONS | DEFINITIONS}
 
 
 def _pair(

@@ -11,6 +11,7 @@ from numpy import ndarray
 
 from vol3d.evaluation.intervals import share, undefined
 from vol3d.evaluation.metrics.baselines import blind
+from vol3d.evaluation.metrics.segmentation import DEFINITIONS as SEGMENTATION_DEFINITIONS
 from vol3d.evaluation.metrics.segmentation import mask_scores, mean_score, score_segmentation
 from vol3d.types import Spacing
 
@@ -106,7 +107,7 @@ def _scores(
         share(silent, np.ones(len(silent)), others, **options) if absent else undefined("nothing absent was asked")
     )
     result["prompts"] = {"present": len(rows), "absent": len(absent)}
-    return result | {"baselines": {"blind": blindly}}
+    return result | {"baselines": {"blind": blindly}, "definitions": SEGMENTATION_DEFINITIONS | DEFINITIONS}
 
 
 def _dice(one: ndarray, two: ndarray) -> float:

@@ -30,4 +30,5 @@ def score_reconstruction(
     estimate = clustered_bootstrap(
         lambda weights: weights @ errors / weights.sum(1), patients, replicates=replicates, seed=seed
     )[0]
-    return {"error": estimate, "baselines": {"constant": {"error": float(np.mean(constant_errors))}}}
+    baselines = {"constant": {"error": float(np.mean(constant_errors))}}
+    return {"error": estimate, "baselines": baselines, "definitions": DEFINITIONS}

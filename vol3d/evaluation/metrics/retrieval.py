@@ -96,7 +96,7 @@ def score_retrieval(
             PoolScores(*sides, same, draws, ks).statistic, patients, trials=people, replicates=replicates, seed=seed
         )
         result["by_pool"][str(other)] = dict(zip(names, estimates, strict=True))
-    return result | result[DIRECTIONS[0]]
+    return result | result[DIRECTIONS[0]] | {"definitions": DEFINITIONS}
 
 
 class PoolScores:

@@ -119,7 +119,7 @@ def score_outcomes(
         kind: {name: _mean([one["baselines"][kind][name] for one in scored.values()]) for name in means}
         for kind in ("constant", "blind")
     }
-    return {**means, "per_outcome": scored, "baselines": baselines}
+    return {**means, "per_outcome": scored, "baselines": baselines, "definitions": DEFINITIONS}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
