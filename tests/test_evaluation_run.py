@@ -24,6 +24,8 @@ def test_groups_and_abstention(tmp_path):
     groups = good["subgroups"]["sex"]["report"]
     assert groups["metric"] == "finding_f1"
     assert {name: group["studies"] for name, group in groups["groups"].items()} == {"F": 12, "M": 12}
+    assert groups["scores"]["finding_f1"]["groups"] == groups["groups"]
+    assert groups["scores"]["rouge_l"]["largest_gap"]["value"] == 0  # of a model that is always right
     assert len(good["subgroups"]["age"]["report"]["groups"]) == 4
     assert good["abstention"]["vqa_closed"]["accuracy@50%"]["value"] == 1
     model, manifest = toy(Says("x"), Answers(looks=False))

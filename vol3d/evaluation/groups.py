@@ -1,4 +1,4 @@
-"""Any task's headline score by groups of studies: is the model as good for everybody?"""
+"""Every score by groups of studies: is the model as good for everybody?"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vol3d.evaluation.headline import headline_of
+from vol3d.evaluation.headline import headline_of, is_score
 from vol3d.evaluation.intervals import undefined
 from vol3d.model.interfaces import Evidence, Task
 
@@ -17,14 +17,15 @@ BANDS = 4
 def score_groups(
     tasks: Sequence[Task], evidence: Evidence, blocks: Mapping[str, Mapping[str, Any]], by: Sequence[str]
 ) -> dict[str, Any]:
-    """Each headline metric in each group of `meta`, with intervals and the largest gap.
+    """Every metric in each group of `meta`, with intervals and the largest gap.
 
     Args:
-        blocks: what the tasks scored on all studies; only their headlines are scored again.
+        blocks: what the tasks scored on all studies; the same is scored again in each group.
         by: fields of `meta`. Numbers are cut into quarters.
 
     Returns:
-        {field: {block: {"metric", "groups", "largest_gap", "unknown"}}} (see `by_subgroup`).
+        {field: {block: {"metric", "groups", "largest_gap", "unknown", "scores"}}} (see `by_subgroup`): of the block's
+        headline, and under "scores" {metric: {"groups", "largest_gap"}} of every metric.
 
     Raises:
         ValueError: no study has such a field.
@@ -40,21 +41,28 @@ def score_groups(
         # One scoring a group and task gives all of its blocks.
         scored: dict[tuple[int, ...], dict[str, Any]] = {}
 
-        def score(rows: list[int], name: str, scored: dict[tuple[int, ...], dict[str, Any]] = scored) -> dict[str, Any]:
+        def score(
+            rows: list[int], name: str, metric: str, scored: dict[tuple[int, ...], dict[str, Any]] = scored
+        ) -> dict[str, Any]:
             key = tuple(rows)
             if key not in scored:
                 part = replace(evidence, studies=[studies[row] for row in rows], blind=None)
                 scored[key] = {}
                 for task in tasks:
                     scored[key] |= _try(task, part)
-            found = headline_of(name, scored[key].get(name) or {})
-            return dict(found[1]) if found else undefined("no score in this group")
+            found = (scored[key].get(name) or {}).get(metric)
+            return dict(found) if is_score(found) else undefined("no score in this group")
 
         result[field] = {}
         for name, block in blocks.items():
             if found := headline_of(name, block):
-                told = by_subgroup(lambda rows, name=name: score(rows, name), groups)
-                result[field][name] = {"metric": found[0]} | told
+                told = {
+                    metric: by_subgroup(lambda rows, name=name, metric=metric: score(rows, name, metric), groups)
+                    for metric, value in block.items()
+                    if is_score(value)
+                }
+                every = {m: {part: one[part] for part in ("groups", "largest_gap")} for m, one in told.items()}
+                result[field][name] = {"metric": found[0]} | told[found[0]] | {"scores": every}
     return result
 
 
