@@ -9,14 +9,16 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from vol3d.data import cache as cache_module
 from vol3d.data import entries as entries_module
@@ -206,14 +208,14 @@ def test_only_the_masks_asked_for_are_read(tmp_path: Path) -> None:
 
 def test_disk_full_stops_with_a_clear_error_and_whole_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = make_manifest(tmp_path)
-    real = entries_module.atomic
+    real = safetensors.torch.save_file
 
-    @contextmanager
-    def small_disk(path: Path):
-        with real(path) as part:
-            yield part if len(entries(tmp_path)) < 3 or path.suffix == ".json" else Path("/dev/full")
+    def small_disk(tensors: Any, path: Path, metadata: Any) -> None:
+        real(tensors, path, metadata)
+        if len(entries(tmp_path)) > 3:  # this one among them
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(entries_module, "atomic", small_disk)
+    monkeypatch.setattr(safetensors.torch, "save_file", small_disk)
     with pytest.raises(CacheFullError, match=r"the disk is full .*goes on where it stopped; 1 of 4 studies are ready"):
         prepare(manifest, GRID, tmp_path / "cache", progress=False)
     monkeypatch.undo()
@@ -268,20 +270,20 @@ def test_killed_and_doubled_prepare_leave_only_whole_entries(tmp_path: Path) -> 
 
 def _fill_until_half_an_entry(folder: Path) -> None:
     """Works through three entries and then hangs with half of the fourth on the disk."""
-    whole, written = Path.write_bytes, []
+    whole, written = entries_module.save_tensors, []
 
-    def slow_disk(path: Path, data: bytes) -> int:
+    def slow_disk(tensors: Any, path: Path, metadata: Any) -> None:
         written.append(path)
+        whole(tensors, path, metadata)
         if len(written) < 4:
-            return whole(path, data)
-        with path.open("wb") as file:
-            file.write(data[: len(data) // 2])
+            return
+        with path.open("rb+") as file:
+            file.truncate(path.stat().st_size // 2)
             os.fsync(file.fileno())
         (folder / "half").touch()
         time.sleep(60)
-        return 0
 
-    Path.write_bytes = slow_disk  # type: ignore[method-assign]
+    entries_module.save_tensors = slow_disk
     _fill(folder)
 
 

@@ -14,9 +14,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 BESIDE = ("encoders", "tasks", "recipes")
 
-# Who may know whom. A room may always know itself and vol3d.types. Wider than the plan in three places: a task sees the
+# Who may know whom. A room may always know itself and vol3d.types. Wider than the plan in four places: a task sees the
 # data's Study and the shared model it stands around (the interfaces name that model in annotations), encoders share
-# the position codes with the projectors, and model.inference reads a volume and samples a study through data.
+# the position codes with the projectors and write weights as all rooms do, and model.inference reads a volume and
+# samples a study through data.
 ROOMS = {
     "vol3d.types": (),
     "vol3d.volume.geometry": (),
@@ -27,7 +28,9 @@ ROOMS = {
     "vol3d.model.interfaces": (
         *("vol3d.volume.geometry", "vol3d.data.batch", "vol3d.data.study", "vol3d.model.volume_lm"),
     ),
-    "vol3d.encoders": ("vol3d.model.interfaces", "vol3d.model.positions", "vol3d.volume.geometry"),
+    "vol3d.encoders": (
+        *("vol3d.model.interfaces", "vol3d.model.positions", "vol3d.volume.geometry", "vol3d.volume.atomic"),
+    ),
     "vol3d.model": ("vol3d.text", "vol3d.volume", "vol3d.data"),
     "vol3d.tasks": (
         *("vol3d.model", "vol3d.data.batch", "vol3d.data.study", "vol3d.data.questions", "vol3d.text"),

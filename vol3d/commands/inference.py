@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import TYPE_CHECKING
+from typing import Any
 
 from vol3d.commands.command import Command, Result
-
-if TYPE_CHECKING:
-    from monai.data import MetaTensor
 
 
 def _of_image(verb: argparse.ArgumentParser) -> None:
@@ -20,7 +17,7 @@ def _of_image(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--irregular", choices=["resample"], help="interpolate uneven DICOM slices, else refused")
 
 
-def _read(arguments: argparse.Namespace) -> MetaTensor:
+def _read(arguments: argparse.Namespace) -> Any:
     from vol3d.volume.read import read
 
     chosen = {name: getattr(arguments, name) for name in ("series", "modality", "irregular")}

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vol3d.volume.atomic import atomic
+from vol3d.volume.atomic import atomic, save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +48,6 @@ def check_compression(compression: str | None) -> None:
 
 def write_entry(path: Path, tensors: dict[str, Tensor], compression: Compression | None = None) -> None:
     """Whole or not at all."""
-    from safetensors.torch import save
-
     shapes: dict[str, str] = {}
     if compression is not None:
         volumes = {name: tensor for name, tensor in tensors.items() if tensor.dtype == torch.int16}
@@ -57,7 +55,7 @@ def write_entry(path: Path, tensors: dict[str, Tensor], compression: Compression
         packed = {_PACKED + name: _pack(tensor) for name, tensor in volumes.items()}
         tensors = {name: tensor for name, tensor in tensors.items() if name not in volumes} | packed
     with atomic(path) as part:
-        part.write_bytes(save(tensors, metadata=shapes or None))
+        save_tensors(tensors, part, shapes)
 
 
 def read_entry(path: Path, room: Room = no_room) -> dict[str, Tensor] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,10 +39,21 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """A safetensors file with the rights of any new file; safetensors itself lets nobody but its owner read it, so that
-    a model on a shared disk would be of no use to colleagues."""
+    a model on a shared disk would be of no use to colleagues.
+
+    Raises:
+        OSError: the disk is full, or what else the system says; safetensors has an error of its own for all of it.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path.touch()
     rights = path.stat().st_mode
-    save_file(dict(tensors), path, metadata=dict(metadata))
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata) or None)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     path.chmod(rights)
