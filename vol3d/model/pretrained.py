@@ -101,7 +101,10 @@ def build(folder: str | Path) -> tuple[VolumeLM, dict[str, Task], Grid]:
 def base_of(folder: str | Path) -> Path | None:
     """The saved model that this one was fine-tuned from, there or not; None where its folder names none."""
     config = yaml.safe_load((Path(folder) / "config.yaml").read_text(encoding="utf-8"))
-    return Path(os.path.relpath(Path(folder) / config["base"])) if config.get("base") else None
+    if not config.get("base"):
+        return None
+    found = Path(os.path.abspath(Path(folder) / config["base"]))
+    return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
 
 
 def task_settings(folder: str | Path) -> dict[str, dict[str, Any]]:
