@@ -265,8 +265,8 @@ def write(name: str, rows: list[Any], args: argparse.Namespace) -> None:
     report = {
         "rows": rows, "date": datetime.date.today().isoformat(), "vol3d": vol3d.__version__, "torch": torch.__version__,
         "transformers": transformers.__version__, "machine": platform.machine(), "gpu": gpu, "cores": os.cpu_count(),
-        "device": args.device, "dtype": args.dtype, "threads": args.threads, "clock": args.clock, "tiny": args.tiny,
-        "batch": args.batch, "rounds": args.rounds, "repeats": args.repeats,
+        "load": round(os.getloadavg()[0], 1), "device": args.device, "dtype": args.dtype, "threads": args.threads,
+        "clock": args.clock, "tiny": args.tiny, "batch": args.batch, "rounds": args.rounds, "repeats": args.repeats,
         "organs_timed": getattr(args, "organs", None),
     }  # fmt: skip
     text = json.dumps(report, indent=2) + "\n"

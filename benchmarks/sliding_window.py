@@ -30,6 +30,7 @@ from vol3d.data.study import Study
 from vol3d.model.sliding import Windows, stitch
 from vol3d.tasks import PromptSegmentation
 
+RESULTS = Path(__file__).parent / "results"
 NAMES = ["liver", "spleen", "left kidney", "right kidney", "left pleural effusion"]
 FULL = {"shape": (512, 512, 200), "size": (160, 160, 104), "encoder": "vit3d-base"}
 TINY = {"shape": (64, 64, 40), "size": (32, 32, 24), "encoder": "vit3d-tiny"}
@@ -39,6 +40,7 @@ TARGETS = {"windows": 0.30, "stitching": 0.5}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--record", action="store_true", help="write a dated file into results/ as well")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--windows", type=int, default=2, help="how many to time (default: 2)")
     parser.add_argument("--repeats", type=int, default=1)
@@ -63,9 +65,13 @@ def main() -> None:
         "device": arguments.device if arguments.device != "cpu" else f"cpu, {torch.get_num_threads()} threads",
         "versions": {"vol3d": vol3d.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "date": time.strftime("%Y-%m-%d"),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
     }
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    recorded = RESULTS / f"{report['date']}-sliding_window-{arguments.device}.json" if arguments.record else None
+    for path in filter(None, (arguments.json, recorded)):
+        path.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _row(work: str, arguments: argparse.Namespace, case: dict[str, Any]) -> dict[str, Any]:
