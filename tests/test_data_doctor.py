@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from vol3d.cli import main
-from vol3d.data import doctor_volume
+from vol3d.data import doctor_page, doctor_volume
 from vol3d.data.doctor import doctor
+from vol3d.data.doctor_volume import Note
 from vol3d.data.manifest import Manifest, Study
 
 SHAPE = (32, 28, 20)
@@ -250,3 +251,13 @@ def test_page_is_one_file_and_escapes(tmp_path: Path) -> None:
     assert "sided structures lie across the midline" in html
     assert "<script" not in html
     assert "http" not in html
+
+
+def test_page_lists_the_first_of_a_flaw_that_every_row_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_page, "LISTED", 2)
+    findings = [Note(f"s{n}", "ct.nii", "report", "warning", "is empty") for n in range(5)]
+    findings += [Note("s9", "ct.nii", "report", "error", "is no text")]
+    page = doctor_page.write_page(tmp_path / "doctor.html", Manifest([]), {}, findings).read_text()
+    assert page.count("<td>is empty") == 2
+    assert "5, 2 of them listed below" in page
+    assert page.count("<td>is no text") == 1

@@ -15,6 +15,8 @@ from vol3d.data.manifest import Manifest, Study
 
 THUMBNAILS = 24
 """Studies with a picture: the first that have an error or a warning (each is read once more)."""
+LISTED = 500
+"""Findings of one check that the page lists; a browser gives up long before a dataset with a flaw in every row ends."""
 
 
 def write_page(path: Path, manifest: Manifest, probes: dict[str, Probe], notes: list[Note]) -> Path:
@@ -31,12 +33,24 @@ def write_page(path: Path, manifest: Manifest, probes: dict[str, Probe], notes: 
         readable=sum(bool(found.shape) for found in probes.values()),
         counts=Counter(note.severity for note in notes),
         by_check=sorted(Counter((note.check, note.severity) for note in notes).items()),
-        notes=notes,
+        notes=_first_of_each(notes),
+        listed=LISTED,
         pictures=[(study.study, thumbnail(study)) for study in shown[:THUMBNAILS]],
     )
     with atomic(path) as part:
         part.write_text(html, encoding="utf-8")
     return path
+
+
+def _first_of_each(notes: list[Note]) -> list[Note]:
+    """In their order, at most LISTED of a check and severity."""
+    seen: Counter[tuple[str, str]] = Counter()
+    kept = []
+    for note in notes:
+        seen[note.check, note.severity] += 1
+        if seen[note.check, note.severity] <= LISTED:
+            kept.append(note)
+    return kept
 
 
 def thumbnail(study: Study, height: int = 128) -> str:
