@@ -121,5 +121,8 @@ def test_codes_with_too_few_positives_are_skipped_and_say_so():
     kept = [0, 2, 3]
     alone = score_codes(probability[:, kept], truth[:, kept], patients, [codes[i] for i in kept], replicates=20)
     assert got["macro_auroc"] == alone["macro_auroc"]
-    assert got["baselines"] == alone["baselines"]
+    for area in ("macro_auroc", "macro_auprc"):
+        assert got["baselines"]["blind"][area] == alone["baselines"]["blind"][area]
+    whole = score_codes(probability, truth, patients, codes, replicates=20)
+    assert got["baselines"]["blind"]["brier"] == whole["baselines"]["blind"]["brier"] > got["brier"]["value"]
     assert "c1" in score_codes(probability, truth, patients, codes, min_positives=7, replicates=20)["per_code"]

@@ -144,3 +144,34 @@ def test_soft_dice_of_kept_probabilities_is_m3d_benchs():
     assert soft["dice"]["value"] != pytest.approx(by_hand, abs=0.05)
     without = score_prompts(asked, lambda *_: p > 0.5, **given)
     assert without["m3d_soft_dice"]["note"] == "no probabilities were kept with the masks"
+
+
+def test_every_score_of_masks_stands_beside_that_of_another_patients():
+    from vol3d.evaluation.metrics.prompts import Asked, score_prompts
+
+    cubes = {name: np.zeros((8, 8, 8), bool) for name in ("a", "b")}
+    cubes["a"][1:4, 1:4, 1:4], cubes["b"][3:7, 3:7, 3:7] = True, True
+    spacing = (2.0, 2.0, 2.0)
+    asked = [Asked(name, "liver", False, cubes[name], spacing) for name in cubes]
+    asked.append(Asked("a", "cyst", True, np.zeros_like(cubes["a"]), spacing))
+    said = {("a", "cyst"): np.zeros_like(cubes["a"]), ("b", "cyst"): cubes["b"]}
+    said |= {(name, "liver"): cube for name, cube in cubes.items()}
+    got = score_prompts(
+        asked,
+        lambda *key: said[key],
+        ["a", "b"],
+        ["a", "b"],
+        replicates=20,
+        probabilities=lambda *key: said[key].astype(np.float32),
+    )
+    blindly = got["baselines"]["blind"]
+    other = mask_scores(cubes["b"], cubes["a"], spacing)
+    assert blindly["dice"] == blindly["organ_dice"] == pytest.approx(2 / (27 + 64))
+    assert blindly["nsd"] == pytest.approx(other["nsd"])
+    assert blindly["hd95_mm"] == pytest.approx(other["hd95_mm"])
+    assert blindly["volume_error_ml"] == pytest.approx((64 - 27) * 0.008)
+    assert blindly["m3d_soft_dice"] == pytest.approx(2 / (27 + 64 + 1))
+    assert (blindly["present_found"], blindly["absent_silent"]) == (1.0, 0.0)
+    assert (got["present_found"]["value"], got["absent_silent"]["value"]) == (1.0, 1.0)
+    named = {name for name, score in got.items() if isinstance(score, dict) and "value" in score}
+    assert named <= blindly.keys()

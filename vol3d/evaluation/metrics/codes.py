@@ -6,7 +6,7 @@ nobody looked for is not held against the model (a negative it may not be).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,7 @@ def score_codes(
         result["per_code"] = {}
     result["skipped"] = {codes[i]: _why(counts, i, min_positives) for i in range(len(codes)) if i not in kept}
     result |= _calibration(probabilities, positive, negative, patients, bins, options)
-    result["baselines"] = {"blind": _blind(probabilities[:, kept], truths[:, kept], patients, seed)}
+    result["baselines"] = {"blind": _blind(probabilities, truths, kept, thresholds, bins, patients, seed)}
     return result | {"definitions": DEFINITIONS}
 
 
@@ -176,6 +176,15 @@ def _calibration(
     known = (positive + negative) > 0
     if not known.any():
         return {"ece": undefined("no known label"), "brier": undefined("no known label"), "reliability": []}
+    statistic = _calibration_of(probabilities, positive, known, bins)
+    ece, brier = clustered_bootstrap(statistic, patients, **options)
+    return {"ece": ece, "brier": brier, "reliability": reliability(probabilities[known], positive[known], bins)}
+
+
+def _calibration_of(
+    probabilities: ndarray, positive: ndarray, known: ndarray, bins: int
+) -> Callable[[ndarray], ndarray]:
+    """Weights (draws, studies) → ECE and Brier score (draws, 2)."""
     place = _bin(probabilities, bins)
     gaps = np.stack([((probabilities - positive) * known * (place == number)).sum(1) for number in range(bins)], axis=1)
     squares = ((probabilities - positive) ** 2 * known).sum(1)
@@ -186,23 +195,37 @@ def _calibration(
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.stack([np.abs(weights @ gaps).sum(1) / total, (weights @ squares) / total], axis=1)
 
-    ece, brier = clustered_bootstrap(statistic, patients, **options)
-    return {"ece": ece, "brier": brier, "reliability": reliability(probabilities[known], positive[known], bins)}
+    return statistic
 
 
-def _blind(probabilities: ndarray, truths: ndarray, patients: Sequence[Hashable], seed: int) -> dict[str, Any]:
-    """Mean macro areas over five deals of the probabilities to other patients' studies."""
+def _blind(
+    probabilities: ndarray,
+    truths: ndarray,
+    kept: list[int],
+    thresholds: ndarray | None,
+    bins: int,
+    patients: Sequence[Hashable],
+    seed: int,
+) -> dict[str, Any]:
+    """Means over five deals of the probabilities to other patients' studies."""
     try:
         deals = [blind(range(len(patients)), patients, seed + deal) for deal in range(5)]
     except ValueError as error:
         return {"macro_auroc": None, "note": str(error)}
     known = ~np.isnan(truths)
     positive, negative = np.where(known, truths, 0.0), np.where(known, 1.0 - truths, 0.0)
-    if not truths.shape[1]:
-        return {"macro_auroc": None, "macro_auprc": None}
+    names = _PER_CODE if thresholds is not None else _PER_CODE[:2]
+    cut = None if thresholds is None else thresholds[kept]
     once = np.ones((1, len(patients)))
-    values = [CodeScores(probabilities[deal], positive, negative).statistic(once, None)[0, :2] for deal in deals]
-    return dict(zip(("macro_auroc", "macro_auprc"), np.mean(values, axis=0).tolist(), strict=True))
+    result: dict[str, Any] = {f"macro_{name}": None for name in names}
+    if kept:
+        sides = positive[:, kept], negative[:, kept]
+        values = [CodeScores(probabilities[deal][:, kept], *sides).statistic(once, cut)[0] for deal in deals]
+        result = dict(zip(result, np.mean(values, axis=0)[: len(names)].tolist(), strict=True))
+    if known.any():
+        values = [_calibration_of(probabilities[deal], positive, known, bins)(once)[0] for deal in deals]
+        result |= dict(zip(("ece", "brier"), np.mean(values, axis=0).tolist(), strict=True))
+    return result
 
 
 def _support(counts: tuple[ndarray, ndarray], code: int) -> dict[str, int]:

@@ -104,8 +104,14 @@ def score_closed(
     try:
         dealt = blind(outputs, patients, seed) if blind_outputs is None else blind_outputs
         seen = [read_choice(output, given) for output, given in zip(dealt, choices, strict=True)]
-        shuffled = float(np.mean([one == two for one, two in zip(seen, answers, strict=True)]))
-        baselines = {"blind": {"accuracy": shuffled}} | baselines
+        shuffled = {
+            "accuracy": float(np.mean([one == two for one, two in zip(seen, answers, strict=True)])),
+            "m3d_substring_accuracy": float(
+                np.mean([m3d_substring_correct(*p) for p in zip(dealt, answers, strict=True)])
+            ),
+            "readable": float(np.mean([one is not None for one in seen])),
+        }
+        baselines = {"blind": shuffled} | baselines
     except ValueError as error:
         baselines = {"blind": {"accuracy": None, "note": str(error)}} | baselines
     return {
