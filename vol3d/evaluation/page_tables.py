@@ -53,7 +53,7 @@ def table_of(task: str, block: Mapping[str, Any]) -> dict[str, Any]:
         "notes": notes,
         "reliability": reliability_chart(block.get("reliability") or []),
         "curves": _curves(block.get("curves") or {}),
-        "bars": [] if task == "report" else _bars(block),
+        "bars": [] if task == "report" else _bars(block, "finding" if task in ("zero_shot", "regions") else "code"),
         "note": block.get("note"),
     }
 
@@ -72,8 +72,12 @@ def _curves(curves: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _bars(block: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One list of bars for each `per_…` of a task, by the first score of its members."""
+def _bars(block: Mapping[str, Any], coded: str) -> list[dict[str, Any]]:
+    """One list of bars for each `per_…` of a task, by the first score of its members.
+
+    Args:
+        coded: what the members of "per_code" are.
+    """
     from vol3d.text.phecodes import read_vocabulary
 
     names = read_vocabulary("merlin") | read_vocabulary("findings") if "per_code" in block else {}
@@ -92,7 +96,8 @@ def _bars(block: Mapping[str, Any]) -> list[dict[str, Any]]:
                 )
         if rows:
             rows.sort(key=lambda row: (-row["value"], row["title"]))
-            lists.append({"title": title_of(name), "metric": title_of(rows[0]["metric"]), "rows": rows})
+            title = title_of(name).replace("code", coded)
+            lists.append({"title": title, "metric": title_of(rows[0]["metric"]), "rows": rows})
     return lists
 
 

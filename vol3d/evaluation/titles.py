@@ -104,7 +104,7 @@ def title_of(name: str) -> str:
     if name.startswith("text_to_image "):
         return f"{title_of(name.removeprefix('text_to_image '))}, text to image"
     text = name.replace("_", " ").replace("recall@", "R@")
-    for short in ("bleu", "rouge", "auroc", "auprc", "iou", "ece", "m3d"):
+    for short in ("bleu", "rouge", "auroc", "auprc", "auc", "iou", "ece", "m3d"):
         text = re.sub(rf"\b{short}\b", short.upper(), text)
     text = text.replace("IOU", "IoU")
     text = re.sub(r"\b(BLEU|ROUGE) (\w)\b", r"\1-\2", text)
