@@ -48,6 +48,7 @@ def test_open_answers():
     assert got["token_f1"]["value"] == pytest.approx((1 + 0.5) / 2)
     assert 0 < got["bleu_1"]["value"] < 1
     assert got["baselines"]["text_prior"]["exact_match"] == 0.5
+    assert {"bleu_1", "rouge_l", "m3d_bleu", "token_f1"} <= got["baselines"]["text_prior"].keys()
 
 
 def test_words():

@@ -182,3 +182,5 @@ def test_scores_by_hand():
     assert got["region_accuracy"]["value"] == 0.5
     assert got["absent_silent"]["value"] == 0.5
     assert got["baselines"]["blind"]["iou"] == pytest.approx(1)
+    scores = {name for name, score in got.items() if isinstance(score, dict) and "value" in score}
+    assert scores <= got["baselines"]["blind"].keys()

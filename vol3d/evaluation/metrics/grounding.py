@@ -54,9 +54,12 @@ def score_grounding(
         pairs = _pair(truths, blind, threshold)
         dealt = score_boxes([t for _, t, _ in pairs], [p for _, _, p in pairs], who, replicates=2, seed=seed)
         named = [r for values in _right(regions, blind, names) for r in values]
+        silent = [value for _, value in _absent(truths, blind, threshold)]
+        dealt |= _wording(regions, blind, patients, names, {"replicates": 2, "seed": seed})
+        shares = {"region_accuracy": named, "absent_silent": silent}
         result["baselines"] = {
             "blind": {name: value["value"] for name, value in dealt.items()}
-            | {"region_accuracy": float(np.mean(named)) if named else None}
+            | {name: float(np.mean(values)) if values else None for name, values in shares.items()}
         }
     return result | {"definitions": BOX_DEFINITIONS | DEFINITIONS}
 

@@ -152,6 +152,7 @@ def score_open(
             "exact_match": float(np.mean([plain(one) == plain(two) for one, two in zip(texts, answers, strict=True)])),
             "token_f1": float(np.mean([token_f1(*pair) for pair in zip(texts, answers, strict=True)])),
         }
+        | {metric: score["value"] for metric, score in score_text(answers, texts, patients, replicates=2).items()}
         for name, texts in said.items()
     }
     return result | {"questions": len(pairs)}
