@@ -249,18 +249,24 @@ def test_importing_phantoms_loads_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(("shape", "seconds"), [((160, 160, 128), 1.0), (COARSE, 0.05)])
-def test_making_a_study_is_fast(shape: tuple[int, int, int], seconds: float) -> None:
+@pytest.mark.parametrize(("shape", "most"), [((160, 160, 128), 10.0), (COARSE, 15.0)])
+def test_making_a_study_takes_as_long_as_a_few_filters(shape: tuple[int, int, int], most: float) -> None:
+    """Beside one Gaussian filter of as many voxels, in the same process, so that a busy machine slows both: where that
+    takes 0.1 s and 3.3 ms, the bounds are 1 s and 50 ms."""
     # In a process of its own: here every call is type-checked, which doubles the time.
     code = (
-        "import time, vol3d.phantom as p\n"
-        f"shape, taken = {shape}, []\n"
+        "import time, numpy, scipy.ndimage, vol3d.phantom as p\n"
+        f"shape, taken, filters = {shape}, [], []\n"
+        "noise = numpy.random.default_rng(0).normal(size=shape)\n"
         "for seed in range(8):\n"
         "    start = time.process_time()\n"
         "    p.make(seed, shape=shape)\n"
-        "    taken.append(time.process_time() - start)\n"
-        "print(min(taken))"
+        "    made = time.process_time()\n"
+        "    scipy.ndimage.gaussian_filter(noise, 2.0)\n"
+        "    taken.append(made - start)\n"
+        "    filters.append(time.process_time() - made)\n"
+        "print(min(taken) / min(filters))"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
-    assert float(done.stdout) < seconds
+    assert float(done.stdout) < most
