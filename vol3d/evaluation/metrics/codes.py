@@ -86,7 +86,7 @@ def score_codes(
         result["per_code"] = {}
     result["skipped"] = {codes[i]: _why(counts, i, min_positives) for i in range(len(codes)) if i not in kept}
     result |= _calibration(probabilities, positive, negative, patients, bins, options)
-    result["baselines"] = {"blind": _blind(probabilities, truths, kept, thresholds, bins, patients, seed)}
+    result["baselines"] = {"blind": _blind(probabilities, positive, negative, kept, thresholds, bins, patients, seed)}
     return result | {"definitions": DEFINITIONS}
 
 
@@ -200,7 +200,8 @@ def _calibration_of(
 
 def _blind(
     probabilities: ndarray,
-    truths: ndarray,
+    positive: ndarray,
+    negative: ndarray,
     kept: list[int],
     thresholds: ndarray | None,
     bins: int,
@@ -212,8 +213,7 @@ def _blind(
         deals = [blind(range(len(patients)), patients, seed + deal) for deal in range(5)]
     except ValueError as error:
         return {"macro_auroc": None, "note": str(error)}
-    known = ~np.isnan(truths)
-    positive, negative = np.where(known, truths, 0.0), np.where(known, 1.0 - truths, 0.0)
+    known = (positive + negative) > 0
     names = _PER_CODE if thresholds is not None else _PER_CODE[:2]
     cut = None if thresholds is None else thresholds[kept]
     once = np.ones((1, len(patients)))
