@@ -9,6 +9,7 @@ comments over which recipe it lies (`--config RECIPE --config overlays/NAME`).
 
 import csv
 import json
+import shutil
 import os
 import signal
 import subprocess
@@ -114,6 +115,12 @@ def test_a_part_fits_its_slot(part: str, tmp_path: Path) -> None:
         given, wanted = given.get("init_args", {}), wanted.get("init_args", {})
     given, wanted = ({key: json.dumps(value) for key, value in node.items()} for node in (given, wanted))
     assert given.items() >= {key: value for key, value in wanted.items() if not value.startswith("{")}.items()
+
+
+@pytest.mark.parametrize("recipe", ["report_generation.yaml", "cpu/report.yaml"])
+def test_a_copy_of_a_shipped_recipe_finds_the_shipped_parts(recipe: str, tmp_path: Path) -> None:
+    copy = Path(shutil.copy(RECIPES / recipe, tmp_path))
+    assert resolved("--config", str(copy)) == resolved("--config", recipe)
 
 
 def test_a_part_beside_a_recipe_of_ones_own_comes_before_the_shipped_one(tmp_path: Path) -> None:

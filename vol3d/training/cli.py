@@ -168,7 +168,7 @@ def _recipe(argument: str) -> str:
 
 
 def _shipped(name: str) -> str | None:
-    path = files("vol3d.recipes") / name
+    path = files("vol3d.recipes") / name.removeprefix("../")  # as a recipe of cpu/ names a part
     return str(path) if path.is_file() else None
 
 
