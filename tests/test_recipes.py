@@ -9,8 +9,8 @@ comments over which recipe it lies (`--config RECIPE --config overlays/NAME`).
 
 import csv
 import json
-import shutil
 import os
+import shutil
 import signal
 import subprocess
 import sys
