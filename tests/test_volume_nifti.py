@@ -2,14 +2,22 @@
 
 import gzip
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.data import MetaTensor
 from volume_files import body, oblique, save_nifti
 
+from vol3d.volume.grid import Grid
 from vol3d.volume.read import read, read_mask
+
+Reading = Callable[[Path], MetaTensor]
+both_ways = pytest.mark.parametrize(
+    "reading", [read, Grid(spacing=(2, 2, 4), shape=(12, 10, 9)).read], ids=["whole", "by slices"]
+)
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
@@ -124,13 +132,14 @@ def test_fourth_axis_of_one(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(save_nifti(tmp_path / "ct.nii", body()[..., None]))[0].numpy(), body())
 
 
+@both_ways
 @pytest.mark.parametrize("cut", [100, 348, 400, 5000])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_truncated_is_refused_whole(cut: int, suffix: str, tmp_path: Path) -> None:
+def test_truncated_is_refused_whole(reading: Reading, cut: int, suffix: str, tmp_path: Path) -> None:
     path = save_nifti(tmp_path / f"ct{suffix}", body())
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(ValueError, match=f"ct{suffix}"):
-        read(path)
+        reading(path)
 
 
 def test_last_bytes_missing(tmp_path: Path) -> None:
@@ -140,46 +149,50 @@ def test_last_bytes_missing(tmp_path: Path) -> None:
         read(path)
 
 
+@both_ways
 @pytest.mark.parametrize("missing", [1, 4, 8])
-def test_gzip_trailer_missing(missing: int, tmp_path: Path) -> None:
+def test_gzip_trailer_missing(reading: Reading, missing: int, tmp_path: Path) -> None:
     """All voxels are there, the checksum is not: nibabel reads this file without a word."""
     path = save_nifti(tmp_path / "ct.nii.gz", body())
     path.write_bytes(path.read_bytes()[:-missing])
     with pytest.raises(ValueError, match="broken compressed data"):
-        read(path)
+        reading(path)
 
 
-def test_broken_checksum(tmp_path: Path) -> None:
+@both_ways
+def test_broken_checksum(reading: Reading, tmp_path: Path) -> None:
     path = save_nifti(tmp_path / "ct.nii.gz", body())
     raw = bytearray(path.read_bytes())
     raw[-6] ^= 1
     path.write_bytes(raw)
     with pytest.raises(ValueError, match="broken compressed data"):
-        read(path)
+        reading(path)
 
 
-def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
+@both_ways
+def test_every_flipped_bit_is_seen(reading: Reading, tmp_path: Path) -> None:
     """gzip's checksum covers header and voxels: no single wrong bit may give a volume."""
     path = save_nifti(tmp_path / "ct.nii.gz", body((10, 9, 8)))
-    good, expected = path.read_bytes(), read(path)
+    good, expected = path.read_bytes(), reading(path)
     for at in np.random.default_rng(0).integers(18, len(good), 40):
         raw = bytearray(good)
         raw[at] ^= 1 << int(at % 8)
         path.write_bytes(raw)
         try:
-            assert (read(path).numpy() == expected.numpy()).all()  # a bit that nothing reads (a block's padding)
+            assert (reading(path).numpy() == expected.numpy()).all()  # a bit that nothing reads (a block's padding)
         except ValueError as error:
             assert "ct.nii.gz" in str(error)  # noqa: PT017  # either outcome is right
 
 
+@both_ways
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_a_header_that_claims_a_trillion_voxels(suffix: str, tmp_path: Path) -> None:
+def test_a_header_that_claims_a_trillion_voxels(reading: Reading, suffix: str, tmp_path: Path) -> None:
     path = save_nifti(tmp_path / "ct.nii", body(), dim=np.array([3, 10000, 10000, 10000, 1, 1, 1, 1], np.int16))
     if suffix == ".nii.gz":
         path = tmp_path / "ct.nii.gz"
         path.write_bytes(gzip.compress((tmp_path / "ct.nii").read_bytes()))
     with pytest.raises(ValueError, match=r"10000×10000×10000 = 1e\+12 voxels; 1 to 4e\+09 can be read"):
-        read(path)
+        reading(path)
 
 
 def test_a_header_that_claims_more_than_deflate_can_hold(tmp_path: Path) -> None:
@@ -189,14 +202,15 @@ def test_a_header_that_claims_more_than_deflate_can_hold(tmp_path: Path) -> None
         read(tmp_path / "ct.nii.gz")
 
 
-def test_a_decompression_bomb_behind_the_voxels(tmp_path: Path) -> None:
+@both_ways
+def test_a_decompression_bomb_behind_the_voxels(reading: Reading, tmp_path: Path) -> None:
     raw = save_nifti(tmp_path / "ct.nii", body()).read_bytes()
     with gzip.open(tmp_path / "ct.nii.gz", "wb", compresslevel=1) as stream:
         stream.write(raw)
         for _ in range(70):
             stream.write(bytes(1 << 20))
     with pytest.raises(ValueError, match="more than 64 MiB of other data"):
-        read(tmp_path / "ct.nii.gz")
+        reading(tmp_path / "ct.nii.gz")
 
 
 def test_names_of_labels_from_the_header(tmp_path: Path) -> None:

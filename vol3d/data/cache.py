@@ -238,7 +238,7 @@ def _sample(study: Study, grid: Grid, through: Through, masks: Collection[str], 
     from vol3d.volume.read import load, read_mask
 
     options = {} if (modality := _modality(study)) is None else {"modality": modality}
-    loaded = remember(lambda: load(study.image, **options))
+    loaded = remember(lambda: load(study.image, unread=True, **options))
 
     def image() -> dict[str, Tensor]:
         on_grid = grid.place(loaded())

@@ -125,7 +125,7 @@ def stack(
         path, array, affine, modality=modality, rescaled=all(one.intercept != 0 for one in slices), notes=notes
     )
     if not even:
-        loaded.array, loaded.affine = _to_even(loaded.values(array), affine, slices, heights, normal)
+        loaded.voxels, loaded.affine = _to_even(loaded.values(array), affine, slices, heights, normal)
         gaps = np.diff(heights)
         notes.append(f"slices {gaps.min():.2f} to {gaps.max():.2f} mm apart, resampled to {np.median(gaps):.2f} mm")
     return _straight(loaded, normal)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,14 @@ from vol3d.volume.label_maps import resample_labels
 from vol3d.volume.lattice import Axes, foreground, lattice
 from vol3d.volume.loaded import AIR, Loaded
 from vol3d.volume.presets import PRESETS
-from vol3d.volume.resampling import resample_dense, resample_volume, to_int16
+from vol3d.volume.resampling import (
+    Kind,
+    interpolates,
+    resample_dense,
+    resample_slices,
+    resample_volume,
+    to_int16,
+)
 from vol3d.volume.windows import apply_windows
 
 if TYPE_CHECKING:
@@ -184,10 +191,19 @@ class Grid:
         """
         from vol3d.volume.read import load
 
-        return self.place(load(path, **options))
+        return self.place(load(path, unread=True, **options))
 
     def place(self, loaded: Loaded) -> MetaTensor:
-        """`self.read` of a file that is loaded already (`vol3d.volume.read.load`), for its masks' sake."""
+        """`self.read` of what `vol3d.volume.read.load` gives, for its masks' sake. Unread voxels are taken slice by
+        slice where the grid allows it, and never held together.
+        """
+        if loaded.unread and self.crop != "foreground":
+            order, flips = canonical_turn(loaded.affine, self.orientation)
+            axes, target = lattice(loaded.geometry.turned(order, flips), self.spacing, self.shape)
+            if order[2] == 2 and interpolates(axes):
+                slices = _turned(loaded, order, flips)
+                out = resample_slices(slices, axes, loaded.values, pad=self.pad, kind=self._kind)
+                return meta_tensor(out[None], target, loaded.meta())
         return self._on_grid(loaded.canonical(), loaded.geometry.canonical(), loaded.values, loaded.meta())
 
     def _on_grid(self, array: NDArray[Any], geometry: Geometry, convert: Any, meta: dict[str, Any]) -> MetaTensor:
@@ -198,9 +214,12 @@ class Grid:
         if all(axis.unchanged for axis in axes):
             out = to_int16(torch.from_numpy(np.ascontiguousarray(convert(array))))
         else:
-            kind = "average" if self.antialias else "linear"
-            out = resample_volume(array, axes, convert, pad=self.pad, kind=kind)
+            out = resample_volume(array, axes, convert, pad=self.pad, kind=self._kind)
         return meta_tensor(out[None], target, meta)
+
+    @property
+    def _kind(self) -> Kind:
+        return "average" if self.antialias else "linear"
 
     def geometry(self, volume: MetaTensor) -> Geometry:
         """Where the grid lies for this volume."""
@@ -296,6 +315,13 @@ class Grid:
                 box = foreground(turn(_array(like), order, flips))
         axes, target = lattice(geometry.turned(order, flips), self.spacing, self.shape, box)
         return axes, target, order, flips
+
+
+def _turned(loaded: Loaded, order: Triple, flips: Flips) -> Iterator[tuple[int, NDArray[Any]]]:
+    """z and (y, x) of each slice of a file whose third axis is z, in the file's order."""
+    last = loaded.geometry.shape[2] - 1
+    for number, part in enumerate(loaded.slices()):
+        yield last - number if flips[2] else number, turn(part[:, :, None], order, flips)[:, :, 0].T
 
 
 def _geometry(like: MetaTensor | Loaded | Geometry) -> Geometry:

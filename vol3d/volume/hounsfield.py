@@ -7,8 +7,6 @@ from numpy.typing import NDArray
 
 from vol3d.volume.loaded import PADDING_BELOW, Loaded
 
-_SAMPLES = 400_000
-
 
 def check_finite(loaded: Loaded) -> None:
     """Refuses volumes with NaN or infinite voxels, which would silently poison every convolution."""
@@ -18,7 +16,7 @@ def check_finite(loaded: Loaded) -> None:
             raise ValueError(f"{loaded.path}: {bad} of {loaded.array.size} voxels are NaN or infinite; export it again")
 
 
-def check_hounsfield(loaded: Loaded) -> None:
+def check_hounsfield(loaded: Loaded, sample: NDArray[np.generic]) -> None:
     """Refuses values that no CT in HU has.
 
     A CT shows gas, lung or the air around the patient (below −200 HU) and water, fat or soft tissue (−250 to
@@ -29,7 +27,7 @@ def check_hounsfield(loaded: Loaded) -> None:
     Raises:
         ValueError: says what was found and what to pass instead.
     """
-    values = loaded.scaled(_sampled(loaded.array))
+    values = loaded.scaled(sample)
     kept = values[values > PADDING_BELOW]
     gas, tissue = float((kept < -200).mean()), float(((kept > -250) & (kept < 400)).mean())
     air = gas >= 1e-3 or loaded.rescaled
@@ -46,9 +44,3 @@ def check_hounsfield(loaded: Loaded) -> None:
         f"{found}, {100 * tissue:.2f} % between −250 and 400: no soft tissue, so this is not HU (rescale slope or "
         'intercept applied twice?): convert it again from its source, or vouch with modality="CT"'
     )
-
-
-def _sampled(array: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Every n-th slice and voxel, so that the check costs milliseconds."""
-    step = max(1, round((array.size / _SAMPLES) ** (1 / 3)))
-    return array[::step, ::step, ::step]

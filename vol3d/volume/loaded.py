@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vol3d.types import Affine
+from vol3d.volume.files import Unread
 from vol3d.volume.geometry import Geometry, canonical_turn, turn
 
 AIR = -1024
 """HU of what lies outside the scanner's field of view."""
 PADDING_BELOW = -1500
 """Scanners mark voxels outside the field of view with −2000, −3024, …; kernel ringing does not reach −1500."""
+_SAMPLES = 400_000
+Voxels = NDArray[Any] | Unread
+
+
+def accept_any(loaded: Loaded, sample: NDArray[Any]) -> None:
+    """Any values will do."""
 
 
 @dataclass
@@ -25,16 +34,17 @@ class Loaded:
     Values are `array * slope + intercept`; in CT what is below −1500 is padding and becomes −1024.
 
     Shape:
-        array: (i, j, k), the order of the file, whatever lies behind it in memory.
+        voxels: (i, j, k), the order of the file, whatever lies behind it in memory.
         affine: (4, 4) index (i, j, k) → RAS mm.
 
     Args:
+        check: asked of a sample of the stored values once all have been read.
         rescaled: the file itself says that and how its values become HU (a DICOM rescale intercept).
         original: the file's own grid, when a tilted file was straightened.
     """
 
     path: Path
-    array: NDArray[Any]
+    voxels: Voxels
     affine: Affine
     slope: float = 1.0
     intercept: float = 0.0
@@ -43,11 +53,47 @@ class Loaded:
     labels: dict[int, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     original: Geometry | None = None
+    check: Callable[[Loaded, NDArray[Any]], None] = accept_any
+
+    @property
+    def unread(self) -> bool:
+        """Whether the voxels are still in the file."""
+        return isinstance(self.voxels, Unread)
+
+    @property
+    def array(self) -> NDArray[Any]:
+        """All voxels."""
+        if isinstance(self.voxels, Unread):
+            array = self.voxels.read()
+            self.check(self, self.sample(array))
+            self.voxels = array
+        return self.voxels
+
+    def sample(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Every n-th voxel along each axis, so that a look at the values costs milliseconds."""
+        return array[(slice(None, None, self._stride),) * array.ndim]
+
+    def slices(self) -> Iterator[NDArray[Any]]:
+        """Unread voxels (i, j) for each k, in memory that the next one uses again. What they are checked for, the file
+        for being whole and its values for being HU, is known after the last: until then nothing may be made of them.
+        """
+        if not isinstance(self.voxels, Unread):
+            raise TypeError("voxels that have been read are in `array`")
+        sample = []
+        for number, part in enumerate(self.voxels.slices()):
+            if number % self._stride == 0:
+                sample.append(self.sample(part).copy())
+            yield part
+        self.check(self, np.stack(sample, axis=2))
+
+    @property
+    def _stride(self) -> int:
+        return max(1, round((prod(self.voxels.shape) / _SAMPLES) ** (1 / 3)))
 
     @property
     def geometry(self) -> Geometry:
         """The grid in the file's own order."""
-        return Geometry(self.affine, tuple(self.array.shape))
+        return Geometry(self.affine, tuple(self.voxels.shape))
 
     @property
     def is_ct(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,17 +17,20 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from vol3d.types import Affine
-from vol3d.volume.files import Stream, brief, check_size, open_gzip, read_voxels
+from vol3d.types import Affine, Triple
+from vol3d.volume.files import Stream, Unread, brief, check_size, open_gzip, read_voxels
 from vol3d.volume.geometry import Geometry
-from vol3d.volume.loaded import Loaded
+from vol3d.volume.loaded import Loaded, Voxels
 
 _TO_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 _UNITS = {1: "metres", 3: "micrometres"}
 
 
-def load_nifti(path: Path) -> Loaded:
+def load_nifti(path: Path, *, unread: bool = False) -> Loaded:
     """A NIfTI file in its own voxel order.
+
+    Args:
+        unread: leave the voxels of a .nii.gz in the file, when they are whole numbers.
 
     Raises:
         ValueError: not NIfTI, truncated, 4D, colour or complex, without orientation, with a spacing of 0, or with
@@ -42,16 +46,20 @@ def load_nifti(path: Path) -> Loaded:
             offset = max(int(header["vox_offset"]), header.sizeof_hdr)
             between = stream.read(min(offset - header.sizeof_hdr, 1 << 24))
             labels = _labels(between)
-            array = _voxels(stream, path, shape, dtype, offset)
+            _check_room(stream, path, shape, dtype, offset)
+            if unread and not _is_plain(stream) and dtype.kind in "iu":
+                voxels: Voxels = Unread(path, shape, dtype, partial(_open, path, offset))
+            else:
+                voxels = read_voxels(stream, shape, dtype, path)
     if paired:
         data = _sibling(path, ".img")
-        with _open(data) as stream:
-            stream.read(int(header["vox_offset"]))
-            array = _voxels(stream, data, shape, dtype, 0)
+        with _open(data, int(header["vox_offset"])) as stream:
+            _check_room(stream, data, shape, dtype, 0)
+            voxels = read_voxels(stream, shape, dtype, data)
     notes: list[str] = []
     affine = _affine(header, path, shape, notes)
     slope, intercept = _scaling(header)
-    return Loaded(path, array, affine, slope, intercept, labels=labels, notes=notes)
+    return Loaded(path, voxels, affine, slope, intercept, labels=labels, notes=notes)
 
 
 def _header_path(path: Path) -> Path:
@@ -67,10 +75,12 @@ def _sibling(path: Path, suffix: str) -> Path:
     raise ValueError(f"{path}: its other half {stem}{suffix} is missing; put both files in one folder")
 
 
-def _open(path: Path) -> Stream:
-    with path.open("rb") as stream:
-        packed = stream.read(2) == b"\x1f\x8b"
-    return open_gzip(path) if packed else path.open("rb")
+def _open(path: Path, offset: int = 0) -> Stream:
+    with path.open("rb") as start:
+        packed = start.read(2) == b"\x1f\x8b"
+    stream = open_gzip(path) if packed else path.open("rb")
+    stream.read(offset)
+    return stream
 
 
 def _header(stream: Stream, path: Path) -> Any:
@@ -92,7 +102,7 @@ def _header(stream: Stream, path: Path) -> Any:
     return header
 
 
-def _layout(header: Any, path: Path) -> tuple[tuple[int, int, int], np.dtype]:
+def _layout(header: Any, path: Path) -> tuple[Triple, np.dtype]:
     """Shape and stored type, after refusing what is not one grey volume."""
     code = int(header["datatype"])
     if code in (128, 2304, 32, 1792, 2048):
@@ -115,11 +125,14 @@ def _layout(header: Any, path: Path) -> tuple[tuple[int, int, int], np.dtype]:
     return tuple(sizes[:3]), dtype
 
 
-def _voxels(stream: Stream, path: Path, shape: tuple[int, int, int], dtype: np.dtype, offset: int) -> NDArray[Any]:
-    packed = not isinstance(stream, io.BufferedReader)  # a plain file
-    stored = path.stat().st_size - (0 if packed else offset)
-    check_size(shape, dtype, path, stored=stored, packed=packed)
-    return read_voxels(stream, shape, dtype, path)
+def _check_room(stream: Stream, path: Path, shape: Triple, dtype: np.dtype, offset: int) -> None:
+    stored = path.stat().st_size - (offset if _is_plain(stream) else 0)
+    check_size(shape, dtype, path, stored=stored, packed=not _is_plain(stream))
+
+
+def _is_plain(stream: Stream) -> bool:
+    """Whether it is read as it lies on the disk."""
+    return isinstance(stream, io.BufferedReader)
 
 
 def _scaling(header: Any) -> tuple[float, float]:
@@ -130,7 +143,7 @@ def _scaling(header: Any) -> tuple[float, float]:
     return slope, intercept if np.isfinite(intercept) else 0.0
 
 
-def _affine(header: Any, path: Path, shape: tuple[int, int, int], notes: list[str]) -> Affine:
+def _affine(header: Any, path: Path, shape: Triple, notes: list[str]) -> Affine:
     """The sform, else the qform, in mm."""
     sform = header.get_sform() if int(header["sform_code"]) > 0 else None
     steps = np.array(header["pixdim"][1:4], dtype=np.float64)

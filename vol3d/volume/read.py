@@ -105,13 +105,20 @@ def load(
     series: str | int | None = None,
     modality: str | None = None,
     irregular: Literal["resample"] | None = None,
+    unread: bool = False,
 ) -> Loaded:
-    """The lower level of `read`: the voxels in the file's own order, checked, neither turned nor converted."""
+    """The lower level of `read`: the voxels in the file's own order, checked, neither turned nor converted.
+
+    Args:
+        unread: leave them in the file where that can be (a .nii.gz), to be taken slice by slice, and checked then.
+    """
     found = existing(path)
     with naming(found):
-        loaded = _load(found, series, irregular)
-        check_finite(loaded)
+        loaded = _load(found, series, irregular, unread=unread)
         _settle_modality(loaded, modality.upper() if modality else None)
+        if not loaded.unread:
+            check_finite(loaded)
+            loaded.check(loaded, loaded.sample(loaded.array))
         return straighten(loaded) if loaded.geometry.shear_degrees > _MAX_SHEAR_DEGREES else loaded
 
 
@@ -124,7 +131,7 @@ def _settle_modality(loaded: Loaded, wanted: str | None) -> None:
         raise ValueError(f'{loaded.path}: its Modality is {known}, not CT: pass modality="{known}" to take it so')
     loaded.modality = known or wanted or "CT"
     if wanted is None:
-        check_hounsfield(loaded)
+        loaded.check = check_hounsfield
 
 
 def to_tensor(loaded: Loaded, values: NDArray[Any]) -> MetaTensor:
@@ -135,7 +142,9 @@ def to_tensor(loaded: Loaded, values: NDArray[Any]) -> MetaTensor:
     return MetaTensor(torch.from_numpy(values)[None], affine=affine, meta=loaded.meta())
 
 
-def _load(path: Path, series: str | int | None, irregular: Literal["resample"] | None) -> Loaded:
+def _load(
+    path: Path, series: str | int | None, irregular: Literal["resample"] | None, *, unread: bool = False
+) -> Loaded:
     """Chooses the reader by the file's first bytes, not by its name."""
     start = b""
     if not path.is_dir():
@@ -158,7 +167,7 @@ def _load(path: Path, series: str | int | None, irregular: Literal["resample"] |
     if _is_nifti(start) or path.name.lower().endswith((".nii", ".nii.gz", ".hdr", ".img", ".img.gz", ".hdr.gz")):
         from vol3d.volume.nifti import load_nifti
 
-        return load_nifti(path)
+        return load_nifti(path, unread=unread)
     raise ValueError(f"{path}: not an image that vol3d reads (it starts with {start[:8]!r}); give {_READABLE}")
 
 

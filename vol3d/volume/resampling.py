@@ -7,7 +7,7 @@ a float copy of the volume. Equal to Spacing within float rounding (tests/test_v
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Kind = Literal["linear", "nearest", "average"]
+Convert = Callable[[NDArray[np.generic]], NDArray[np.float32]]
 _BLOCK = 16
 
 
@@ -111,37 +112,78 @@ class Taps:
 def resample_volume(
     source: NDArray[np.generic],
     axes: tuple[Axis, Axis, Axis],
-    convert: Callable[[NDArray[np.generic]], NDArray[np.float32]],
+    convert: Convert,
     *,
     pad: int,
     kind: Kind = "linear",
 ) -> Tensor:
     """`source` (x, y, z), any type and memory order → (x, y, z) int16 on the axes' grid, `pad` outside.
 
-    Along y, then x within each slice, then z between the small slices, so that results do not depend on memory order.
-
     Args:
         convert: stored values → float32 HU, memory order kept.
     """
-    out = torch.from_numpy(np.full(tuple(axis.size for axis in axes), pad, np.int16))
+    if interpolates(axes):
+        return resample_slices(_slices(source), axes, convert, pad=pad, kind=kind)
+    out = _filled(axes, pad)
     if any(axis.stop <= axis.start for axis in axes):
         return out
-    inside = tuple(slice(axis.start, axis.stop) for axis in axes)
-    if all(axis.whole for axis in axes):
-        starts = [int(axis.offset) + axis.start for axis in axes]
-        part = source[tuple(slice(low, low + axis.stop - axis.start) for low, axis in zip(starts, axes, strict=True))]
-        out[inside] = to_int16(torch.from_numpy(convert(part)))
-        return out
+    starts = [int(axis.offset) + axis.start for axis in axes]
+    part = source[tuple(slice(low, low + axis.stop - axis.start) for low, axis in zip(starts, axes, strict=True))]
+    out[_inside(axes)] = to_int16(torch.from_numpy(convert(part)))
+    return out
+
+
+def interpolates(axes: tuple[Axis, Axis, Axis]) -> bool:
+    """Whether the grid's voxels lie between those of the source: if not, it is a crop or a pad, or lies outside."""
+    return all(axis.stop > axis.start for axis in axes) and not all(axis.whole for axis in axes)
+
+
+def resample_slices(
+    slices: Iterable[tuple[int, NDArray[np.generic]]],
+    axes: tuple[Axis, Axis, Axis],
+    convert: Convert,
+    *,
+    pad: int,
+    kind: Kind = "linear",
+) -> Tensor:
+    """A volume that comes slice by slice, each once, in any order → what `resample_volume` gives of the whole.
+
+    Along y, then x within each slice, then z between the small slices, of which no more are held than are still needed.
+
+    Args:
+        slices: z and stored values (y, x). All are taken, needed or not: only at the end of a file is it known to be
+            whole.
+    """
+    out = _filled(axes, pad)
     x, y, z = (axis.taps(kind) for axis in axes)
     (x_low, x_high), (y_low, y_high) = x.span(), y.span()
-    slices = _Slices(source[x_low:x_high, y_low:y_high], convert, x.shifted(x_low), y.shifted(y_low))
+    x, y, blend = x.shifted(x_low), y.shifted(y_low), _Blend(z)
     planes = _int16(z.index.shape[1], y.index.shape[1], x.index.shape[1])
-    for number in range(len(planes)):
-        planes[number] = to_int16(slices.blend(z.index[:, number], z.weight[:, number]))
+    for number, stored in slices:
+        if blend.needs(number):
+            plane = torch.from_numpy(np.ascontiguousarray(convert(stored[y_low:y_high, x_low:x_high])))
+            for output, values in blend.add(number, x.apply(y.apply(plane, 0), 1)):
+                planes[output] = to_int16(values)
     turned = _int16(*planes.shape[1:], len(planes))
     turned.flatten(0, 1).copy_(planes.flatten(1).t())  # torch turns a matrix in blocks, three axes voxel by voxel
-    out[inside] = turned.transpose(0, 1)
+    out[_inside(axes)] = turned.transpose(0, 1)
     return out
+
+
+def _filled(axes: tuple[Axis, Axis, Axis], pad: int) -> Tensor:
+    return torch.from_numpy(np.full(tuple(axis.size for axis in axes), pad, np.int16))
+
+
+def _inside(axes: tuple[Axis, Axis, Axis]) -> tuple[slice, ...]:
+    return tuple(slice(axis.start, axis.stop) for axis in axes)
+
+
+def _slices(source: NDArray[np.generic]) -> Iterator[tuple[int, NDArray[np.generic]]]:
+    """z and (y, x) of a volume (x, y, z); where z is not its slowest axis in memory, some at a time are copied."""
+    block = 1 if np.argmax(np.abs(source.strides)) == 2 else _BLOCK
+    for first in range(0, source.shape[2], block):
+        part = source[:, :, first : first + block].transpose(2, 1, 0)
+        yield from enumerate(part if block == 1 else np.ascontiguousarray(part), first)
 
 
 def _int16(*shape: int) -> Tensor:
@@ -156,41 +198,41 @@ def to_int16(values: Tensor) -> Tensor:
     return values.round().clamp_(-32768, 32767).to(torch.int16)
 
 
-class _Slices:
-    """Converted z-slices (y, x) of a volume on the grid's own rows and columns, the last few kept: neighbours are read
-    twice."""
+class _Blend:
+    """Weighted sums of slices along z: each is given as soon as the last of its slices has come."""
 
-    def __init__(
-        self,
-        source: NDArray[np.generic],
-        convert: Callable[[NDArray[np.generic]], NDArray[np.float32]],
-        x: Taps,
-        y: Taps,
-    ) -> None:
-        self._source, self._convert, self._x, self._y = source, convert, x, y
-        slowest = max(range(3), key=lambda axis: abs(source.strides[axis]))
-        self._block = 1 if slowest == 2 else _BLOCK
+    def __init__(self, z: Taps) -> None:
+        columns = zip(z.index.T, z.weight.T, strict=True)
+        self._made_of = [[(int(i), float(w)) for i, w in zip(*column, strict=True) if w != 0] for column in columns]
+        self._waiting: dict[int, set[int]] = {}
+        for output, parts in enumerate(self._made_of):
+            for number, _ in parts:
+                self._waiting.setdefault(number, set()).add(output)
         self._kept: dict[int, Tensor] = {}
 
-    def __getitem__(self, number: int) -> Tensor:
-        if number not in self._kept:
-            first = number - number % self._block
-            for key in [key for key in self._kept if key < number - 4 * self._block]:
-                del self._kept[key]
-            part = self._convert(self._source[:, :, first : first + self._block]).transpose(2, 1, 0)
-            for index, plane in enumerate(torch.from_numpy(np.ascontiguousarray(part))):
-                self._kept[first + index] = self._x.apply(self._y.apply(plane, 0), 1)
-        return self._kept[number]
+    def needs(self, number: int) -> bool:
+        return number in self._waiting
 
-    def blend(self, numbers: NDArray[np.int64], weights: NDArray[np.float32]) -> Tensor:
-        """The weighted sum of some slices."""
-        used = [(int(number), float(weight)) for number, weight in zip(numbers, weights, strict=True) if weight != 0]
-        if len(used) == 1 and used[0][1] == 1.0:
-            return self[used[0][0]]
-        plane = self[used[0][0]] * used[0][1]
-        for number, weight in used[1:]:
-            plane.add_(self[number], alpha=weight)
-        return plane
+    def add(self, number: int, plane: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """The sums that are complete with this slice, by their number."""
+        self._kept[number] = plane
+        for output in sorted(self._waiting[number]):
+            parts = self._made_of[output]
+            if all(index in self._kept for index, _ in parts):
+                yield output, self._sum(parts)
+                for index, _ in parts:
+                    self._waiting[index].discard(output)
+        for index in [index for index in self._kept if not self._waiting[index]]:
+            del self._kept[index]
+
+    def _sum(self, parts: list[tuple[int, float]]) -> Tensor:
+        (first, weight), *others = parts
+        if not others and weight == 1.0:
+            return self._kept[first]
+        total = self._kept[first] * weight
+        for index, weight in others:
+            total.add_(self._kept[index], alpha=weight)
+        return total
 
 
 def resample_dense(values: Tensor, axes: tuple[Axis, Axis, Axis], *, kind: Kind, outside: float | int = 0.0) -> Tensor:
@@ -201,5 +243,5 @@ def resample_dense(values: Tensor, axes: tuple[Axis, Axis, Axis], *, kind: Kind,
     order = (2, 1, 0) if out.numel() > values.numel() else (0, 1, 2)  # gather along memory rows while there are few
     for dim in order:
         values = axes[dim].taps(kind).apply(values, dim)
-    out[tuple(slice(axis.start, axis.stop) for axis in axes)] = values
+    out[_inside(axes)] = values
     return out

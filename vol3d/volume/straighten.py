@@ -30,7 +30,7 @@ def straighten(loaded: Loaded, *, labels: bool = False) -> Loaded:
     note = f"axes {original.shear_degrees:.1f}° off a right angle (gantry tilt): resampled"
     return replace(
         loaded,
-        array=array,
+        voxels=array,
         affine=affine,
         slope=1.0 if not labels else loaded.slope,
         intercept=0.0 if not labels else loaded.intercept,
