@@ -53,6 +53,8 @@ ROWS = (
     Row("grounding", "grounding", "grounding", "iou", 0.50),
     Row("report", "report", "report", "finding_f1"),
     Row("multitask", "multitask", "report", "finding_f1"),
+    Row("impression", "report_forms", "report", "finding_f1"),
+    Row("structured", "report_forms", "structured", "finding_f1"),
     Row("regions", "regions", "regions", "macro_auroc"),
     Row("masked_volume", "masked_volume", "masked_volume", "error", beside="constant"),
 )
@@ -60,6 +62,7 @@ RECIPES = (
     "grounding",
     "prompt_segmentation",
     "multitask",
+    "report_forms",
     "report",
     "zero_shot",
     "retrieval",
