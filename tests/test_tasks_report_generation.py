@@ -220,6 +220,11 @@ def test_structured_scores_by_hand() -> None:
     assert got["certainty_accuracy"]["value"] == 1.0
     assert got["finding_precision_micro"]["value"] == pytest.approx(5 / 6)
     assert got["baselines"]["text_prior"]["finding_recall"] < 1
+    blind, normal = got["baselines"]["blind"], got["baselines"]["always_normal"]
+    assert blind == {name: got[name]["value"] for name in blind}, "two alike studies: dealt over, the same scores"
+    assert {"laterality_accuracy", "size_error_mm", "certainty_accuracy"} <= set(blind)
+    assert normal["finding_recall"] == normal["exact_match"] == 0
+    assert normal["size_error_mm"] is None
 
 
 @cache

@@ -27,7 +27,7 @@ def show_cases(
 ) -> list[Case]:
     """Worst, median, best and random studies with three slices each, through the truth's findings where masked.
 
-    Reports are shown where the model writes them, else its answers, its codes, its masks, its boxes.
+    Reports are shown where the model writes them, else their findings, its answers, its codes, its masks, its boxes.
     """
     told = [
         (study, *texts) for study in studies if (texts := _texts(trained, study, predictions[study.study])) is not None
@@ -45,12 +45,18 @@ Texts = tuple[str, str, set[str], set[str]]
 
 
 def _texts(trained: TrainedModel, study: Study, row: Mapping[str, Any]) -> Texts | None:
+    from vol3d.evaluation.metrics.structured import key_of
     from vol3d.text.parser import finding_keys
+    from vol3d.text.structured import in_words, structured
 
     if isinstance(row.get("report"), str):
         texts = study.report, row["report"]
         return None if not study.report else (*texts, *(set(finding_keys(text)) for text in texts))
     kinds = {task.kind: task for task in trained.tasks.values()}
+    if isinstance(row.get("structured"), list) and study.report and "structured" in kinds:
+        rows = structured(study.report, kinds["structured"].findings), row["structured"]
+        texts = ["\n".join(map(in_words, found)) or "no finding" for found in rows]
+        return texts[0], texts[1], *({key_of(finding) for finding in found} for found in rows)
     if row.get("answers") and "vqa" in kinds:
         asked: Any = kinds["vqa"]
         pairs = list(zip(asked.questions(study), row["answers"], strict=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vol3d.text.ontology import FINDINGS, SIDES, Finding, Side
@@ -40,6 +40,19 @@ def structured(report: str, names: Iterable[str] | None = None) -> list[dict[str
 def to_json(rows: Sequence[dict[str, Any]]) -> str:
     """The one way these rows are written."""
     return json.dumps([{name: row[name] for name in FIELDS} for row in rows])
+
+
+def in_words(row: Mapping[str, Any]) -> str:
+    """A row as a line to read.
+
+    Example:
+        >>> in_words({"finding": "pleural effusion", "side": "left", "size_mm": 12, "certainty": "possible"})
+        'Possible left pleural effusion, 12 mm.'
+    """
+    possible = "possible" if row["certainty"] == "possible" else ""
+    said = " ".join(filter(None, (possible, row["side"], row["finding"])))
+    size = "" if row["size_mm"] is None else f", {row['size_mm']} mm"
+    return f"{said[0].upper()}{said[1:]}{size}."
 
 
 def from_json(text: str) -> list[dict[str, Any]]:

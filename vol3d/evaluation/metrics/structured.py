@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -36,9 +37,25 @@ def score_structured(
         training: those of the training studies, for the text prior.
 
     Returns:
-        the scores of `score_findings`, "size_error_mm", "certainty_accuracy", and "baselines" with finding scores.
+        the scores of `score_findings`, "size_error_mm", "certainty_accuracy", and "baselines" with their values.
     """
-    options = {"replicates": replicates, "seed": seed}
+    result = _scores(truths, predicted, patients, replicates=replicates, seed=seed)
+    sets = [{key_of(row): row for row in rows} for rows in training or truths]
+    common = Counter(map(frozenset, sets)).most_common(1)[0][0]
+    usual = next(list(rows.values()) for rows in sets if rows.keys() == common)
+    result["baselines"] = {}
+    try:
+        result["baselines"]["blind"] = _values(truths, baselines.blind(list(predicted), patients, seed), patients)
+    except ValueError as error:
+        result["baselines"]["blind"] = {"finding_f1": None, "note": str(error)}
+    for name, rows in (("always_normal", []), ("text_prior", usual)):
+        result["baselines"][name] = _values(truths, [rows] * len(truths), patients)
+    return result | {"definitions": DEFINITIONS}
+
+
+def _scores(
+    truths: Sequence[Rows], predicted: Sequence[Rows], patients: Sequence[Hashable], **options: int
+) -> dict[str, Any]:
     wanted, said = ([{key_of(row): row for row in rows} for rows in group] for group in (truths, predicted))
     result = score_findings([set(rows) for rows in wanted], [set(rows) for rows in said], patients, **options)
     errors, whose, sure, sure_whose = [], [], [], []
@@ -53,22 +70,14 @@ def score_structured(
     nothing = undefined("no finding that is right is measured in both")
     result["size_error_mm"] = mean_score(np.array(errors, float), whose, **options) if errors else nothing
     result["certainty_accuracy"] = share(sure, np.ones(len(sure)), sure_whose, **options) if sure else nothing
-    keys = [set(rows) for rows in wanted]
-    common = baselines.key_prior([{key_of(row) for row in rows} for rows in training] or keys, len(keys))
-    result["baselines"] = {"text_prior": _values(keys, [set(found) for found in common], patients)}
-    try:
-        dealt = baselines.blind([set(rows) for rows in said], patients, seed)
-        result["baselines"]["blind"] = _values(keys, dealt, patients)
-    except ValueError as error:
-        result["baselines"]["blind"] = {"finding_f1": None, "note": str(error)}
-    return result | {"definitions": DEFINITIONS}
+    return result
+
+
+def _values(truths: Sequence[Rows], said: Sequence[Rows], patients: Sequence[Hashable]) -> dict[str, Any]:
+    scores = _scores(truths, said, patients, replicates=1)
+    return {name: score["value"] for name, score in scores.items() if isinstance(score, dict) and "value" in score}
 
 
 def key_of(row: Mapping[str, Any]) -> str:
     """The finding key of a row, as of parsed reports: side and name."""
     return f"{row['side']} {row['finding']}" if row["side"] else str(row["finding"])
-
-
-def _values(keys: Sequence[set[str]], said: Sequence[set[str]], patients: Sequence[Hashable]) -> dict[str, Any]:
-    scores = score_findings(keys, said, patients, replicates=1)
-    return {name: scores[name]["value"] for name in ("finding_f1", "finding_precision", "finding_recall")}
