@@ -10,11 +10,11 @@ import numpy as np
 
 from vol3d.evaluation.intervals import share, undefined
 from vol3d.evaluation.metrics import baselines
+from vol3d.evaluation.metrics.findings import DEFINITIONS as FINDING_DEFINITIONS
 from vol3d.evaluation.metrics.findings import score_findings
 from vol3d.evaluation.metrics.segmentation import mean_score
 
-DEFINITIONS = {
-    "finding_f1": "as of reports: findings with their side, per-finding F1 averaged",
+DEFINITIONS = FINDING_DEFINITIONS | {
     "size_error_mm": "mean absolute difference of sizes, of findings that are right and measured in both",
     "certainty_accuracy": "share of findings that are right whose certainty is right too",
 }
