@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -41,7 +40,7 @@ def score_structured(
     """
     result = _scores(truths, predicted, patients, replicates=replicates, seed=seed)
     sets = [{key_of(row): row for row in rows} for rows in training or truths]
-    common = Counter(map(frozenset, sets)).most_common(1)[0][0]
+    (common,) = baselines.key_prior([set(rows) for rows in sets], 1)
     usual = next(list(rows.values()) for rows in sets if rows.keys() == common)
     result["baselines"] = {}
     try:
