@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 
 from vol3d.data.batch import Batch
-from vol3d.data.questions import asked_of
+from vol3d.data.questions import answers_to, asked_of
 from vol3d.data.study import Study
 from vol3d.model.interfaces import Evidence, Features, Task, TaskOutput
 from vol3d.model.language import VOLUME_TOKEN
@@ -188,19 +188,43 @@ class VQA(Task):
             rows[row]["answers"].append(answer)
         return rows
 
+    def answered(self, study: Study, row: Mapping[str, Any]) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
+        """A study's questions that a row of predictions answers, each with its answer."""
+        asked = self.questions(study)
+        given = answers_to(asked, row.get("answers") or [])
+        return [(question, answer) for question, answer in zip(asked, given, strict=True) if answer is not None]
+
     def score(self, evidence: Evidence) -> dict[str, dict[str, Any]]:
         from vol3d.evaluation.metrics.vqa import score_questions
 
-        studies = [study for study in evidence.studies if self.questions(study)]
+        asked = {study.study: self.questions(study) for study in evidence.studies}
+        studies = [study for study in evidence.studies if asked[study.study]]
         if not studies:
             return {}
-        blind = None if evidence.blind is None else evidence.blind()
+
+        def given(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+            return {s.study: _in_order(s, asked[s.study], rows[s.study]["answers"]) for s in studies}
+
         return score_questions(
-            {study.study: self.questions(study) for study in studies},
-            {study.study: evidence.predictions[study.study]["answers"] for study in studies},
+            {study.study: asked[study.study] for study in studies},
+            given(evidence.predictions),
             {study.study: study.patient for study in studies},
-            blind=None if blind is None else {study.study: blind[study.study]["answers"] for study in studies},
+            blind=None if evidence.blind is None else given(evidence.blind()),
             training=[question for study in evidence.training for question in self.questions(study)],
             replicates=evidence.replicates,
             seed=evidence.seed,
         )
+
+
+def _in_order(
+    study: Study, asked: Sequence[dict[str, Any]], answers: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """The answers in the order of the study's questions."""
+    given = answers_to(asked, answers)
+    for question, answer in zip(asked, given, strict=True):
+        if answer is None and len(answers) == len(asked):
+            raise ValueError(
+                f"study {study.study!r}: none of its {len(answers)} answers is to {question['question']!r} with the "
+                f"choices {question.get('choices')}: predict it again with the manifest that is scored"
+            )
+    return list(answers) if None in given else [answer for answer in given if answer is not None]

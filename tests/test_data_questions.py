@@ -1,5 +1,8 @@
 """Questions for a manifest: read from masks by hand-worked numbers, balanced, and put where there were none."""
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 
 import vol3d
-from vol3d.data.questions import add_questions, balance, extent_mm, mask_facts, study_facts
+from vol3d.data.questions import add_questions, answers_to, balance, extent_mm, mask_facts, study_facts
 from vol3d.data.study import Study
 
 AFFINE = np.diag([2.0, 2.0, 5.0, 1.0])
@@ -79,3 +82,31 @@ def test_bad_questions_are_refused() -> None:
         add_questions(vol3d.Manifest([study]))
     with pytest.raises(ValueError, match=r"most is 1.5"):
         balance({}, most=1.5)
+
+
+def test_questions_have_one_order_in_every_process() -> None:
+    """Answers are kept in a file and scored by another process; Python shuffles a set of words anew in each."""
+    code = (
+        "from pathlib import Path; from vol3d.data.questions import asked_of; from vol3d.data.study import Study\n"
+        "report = 'Left pleural effusion. Right pneumothorax. Ascites. Cardiomegaly. Splenomegaly. No gallstones.'\n"
+        "print([row['question'] + row['answer'] for row in asked_of(Study('s', Path('s.nii'), report=report))])"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in "123"
+    }
+    assert len(said) == 1
+    assert b"effusion" in said.pop()
+
+
+def test_answers_find_their_questions() -> None:
+    sides = {"question": "On which side?", "choices": ["left", "right"]}
+    asked = [{"question": "What?"}, sides, sides | {"choices": ["up", "down"]}]
+    given = [row | {"answer": str(place)} for place, row in enumerate(asked)]
+    assert answers_to(asked, given[::-1]) == given
+    assert answers_to(asked, given[1:]) == [None, *given[1:]]
+    bare = [{"answer": "a"}, {"answer": "b"}, {"answer": "c"}]
+    assert answers_to(asked, bare) == bare, "answers that repeat no question are in their places"
+    assert answers_to(asked, bare[:2]) == [None] * 3

@@ -227,6 +227,18 @@ def test_scores_by_hand() -> None:
         score_questions(questions, {**said, "s0": said["s0"][:1]}, patients)
 
 
+def test_kept_answers_are_scored_by_their_questions_not_their_places() -> None:
+    study = replace(sample(0).study, questions=[SIDE, SIDE | {"question": "On which other side?", "answer": "both"}])
+    right = [dict(row) for row in study.questions]
+    task = VQA(model(), questions="manifest")
+    for kept in (right, right[::-1]):
+        scores = task.score(Evidence([study], {study.study: {"answers": kept}}, replicates=20))
+        assert scores["vqa_closed"]["accuracy"]["value"] == 1.0
+    other = [right[0], right[0] | {"question": "On which side was it?"}]
+    with pytest.raises(ValueError, match=r"none of its 2 answers is to 'On which other side\?' with the choices"):
+        task.score(Evidence([study], {study.study: {"answers": other}}, replicates=20))
+
+
 @pytest.fixture(scope="module")
 def seeing() -> tuple[vol3d.VolumeLM, list, list]:
     """A model whose encoder has learnt where the boxes lie, its training batches, and what it sees in them."""

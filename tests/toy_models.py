@@ -111,7 +111,7 @@ class Answers(Nothing):
             rows.append({"answers": said})
         return rows
 
-    score = vol3d.tasks.VQA.score
+    answered, score = vol3d.tasks.VQA.answered, vol3d.tasks.VQA.score
 
 
 class Codes(Nothing):

@@ -60,8 +60,7 @@ def _curve(
 def _answers(task: Any, evidence: Evidence) -> list[tuple[float, float, Any]]:
     rows = []
     for study in evidence.studies:
-        given = evidence.predictions[study.study].get("answers") or []
-        for question, answer in zip(task.questions(study), given, strict=False):
+        for question, answer in task.answered(study, evidence.predictions[study.study]):
             if question.get("choices") and answer.get("scores"):
                 scores = np.exp(np.array(answer["scores"]) - max(answer["scores"]))
                 right = float(answer["answer"] == question["answer"])

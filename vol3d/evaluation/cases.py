@@ -59,7 +59,7 @@ def _texts(trained: TrainedModel, study: Study, row: Mapping[str, Any]) -> Texts
         return texts[0], texts[1], *({key_of(finding) for finding in found} for found in rows)
     if row.get("answers") and "vqa" in kinds:
         asked: Any = kinds["vqa"]
-        pairs = list(zip(asked.questions(study), row["answers"], strict=False))
+        pairs = asked.answered(study, row)
         sides = [
             [f"{question['question']} {answer}" for (question, _), answer in zip(pairs, answers, strict=True)]
             for answers in ([q["answer"] for q, _ in pairs], [a["answer"] for _, a in pairs])

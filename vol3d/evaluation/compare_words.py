@@ -13,7 +13,6 @@ from vol3d.evaluation.metrics.findings import MACRO_MICRO, Counts
 from vol3d.evaluation.metrics.text import TEXT_METRICS, TextCounts
 from vol3d.evaluation.sides import Block, Sides, counts
 
-Answers = Sequence[Mapping[str, Any]]
 _ASKED = ("questions", "kinds", "closed_only", "findings", "choices", "seed")
 """The arguments of VQA that decide what is asked."""
 
@@ -106,30 +105,15 @@ def compare_open(sides: Sides) -> Block:
 def _answers(sides: Sides, closed: bool, score: Callable[[str, Mapping[str, Any]], float]) -> tuple[ndarray, list[Any]]:
     """(questions, 2): the score of both sides' answer to each question, and whose it is. What is asked is the
     manifest's or what the first model's task builds from a row."""
-    from vol3d.data.questions import asked_of
+    from vol3d.data.questions import answers_to, asked_of
 
     settings = {name: value for name, value in sides.settings[0].get("VQA", {}).items() if name in _ASKED}
     scores, patients = [], []
     for study in sides.both("answers", list):
         asked = asked_of(study, **settings)
-        given = [_paired(rows[study.study]["answers"], asked) for rows in sides.rows]
+        given = [answers_to(asked, rows[study.study]["answers"]) for rows in sides.rows]
         for row, *said in zip(asked, *given, strict=True):
             if bool(row.get("choices")) == closed and None not in said:
-                scores.append([score(answer, row) for answer in said])
+                scores.append([score(answer["answer"], row) for answer in said])
                 patients.append(study.patient)
     return np.array(scores, dtype=np.float64).reshape(-1, 2), patients
-
-
-def _paired(answers: Answers, asked: Answers) -> list[str | None]:
-    """The answer to each question: by their places, as they are scored, or else by words and choices."""
-
-    def key(row: Mapping[str, Any]) -> tuple[str, ...]:
-        return row["question"], *(row.get("choices") or ())
-
-    def answers_it(row: Mapping[str, Any], question: Mapping[str, Any]) -> bool:
-        return row["question"] == question["question"] and row.get("choices") in (None, question.get("choices"))
-
-    if len(answers) == len(asked) and all(map(answers_it, answers, asked)):
-        return [row["answer"] for row in answers]
-    known = {key(row): row["answer"] for row in answers}
-    return [known.get(key(row)) for row in asked]

@@ -106,17 +106,18 @@ class AnswerJudge(Judge):
     kept = "same_answers"
 
     def __init__(self, task: Any, evidence: Evidence) -> None:
+        self.task = task
         self.asked = [
-            (study, place, question)
+            (study, question)
             for study in evidence.studies
-            for place, question in enumerate(task.questions(study))
-            if len(evidence.predictions[study.study].get("answers") or ()) > place
+            for question, _ in task.answered(study, evidence.predictions[study.study])
         ]
-        self.patients = [study.patient for study, _, _ in self.asked]
+        self.patients = [study.patient for study, _ in self.asked]
         self.said = self.read(evidence.predictions)
 
     def read(self, rows: Rows) -> list[str]:
-        answers = [rows[study.study]["answers"][place]["answer"] for study, place, _ in self.asked]
+        studies = {study.study: study for study, _ in self.asked}.values()
+        answers = [answer["answer"] for study in studies for _, answer in self.task.answered(study, rows[study.study])]
         return [str(answer).strip().lower() for answer in answers]
 
     def _fits(self, probe: str, answers: Sequence[str]) -> list[bool]:
@@ -124,13 +125,13 @@ class AnswerJudge(Judge):
         if probe == "mirror":
             return [answer in _SIDES for answer in answers]
         if probe == "erase":
-            about = [question.get("finding") == target(study) is not None for study, _, question in self.asked]
-            truly = [str(question.get("answer")).lower() == "yes" for _, _, question in self.asked]
+            about = [question.get("finding") == target(study) is not None for study, question in self.asked]
+            truly = [str(question.get("answer")).lower() == "yes" for _, question in self.asked]
             return [all(row) for row in zip(about, truly, (answer == "yes" for answer in answers), strict=True)]
         return [True] * len(answers)
 
     def unfit(self, probe: str) -> str:
-        truths = [str(question.get("answer")).lower() for _, _, question in self.asked]
+        truths = [str(question.get("answer")).lower() for _, question in self.asked]
         return "" if any(self._fits(probe, truths)) else f"no question whose answer {probe} must turn"
 
     def could(self, probe: str) -> ndarray:

@@ -68,6 +68,7 @@ def finding_labels(text: str) -> dict[str, int]:
     """Read what a report says of each finding: 1 there, 0 said not to be; keys not mentioned are left out.
 
     An unsided denial ("no pleural effusion") denies both sides; "a left effusion" says nothing of the right.
+    The order is the report's, what is denied first.
     """
     labels: dict[str, int] = {}
     for mention in parse_mentions(text):
@@ -75,7 +76,7 @@ def finding_labels(text: str) -> dict[str, int]:
             side_known = mention.finding.side is not None
             for key in (mention.finding.key,) if side_known else mention.finding.type.keys:
                 labels.setdefault(key, 0)
-    return {**labels, **dict.fromkeys(finding_keys(text), 1)}
+    return {**labels, **{finding.key: 1 for finding in parse_findings(text)}}
 
 
 def parse_mentions(text: str) -> list[Mention]:
