@@ -1,4 +1,5 @@
-"""Prompt segmentation: a phrase, a click, a box or an earlier mask → the mask, from the shared encoder's features."""
+"""Prompt segmentation: a phrase, a click, a box or an earlier mask → the mask, from the shared encoder's features or,
+when asked, from those of a second one."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from vol3d.data.batch import Batch
 from vol3d.data.study import Study
 from vol3d.model.asking import Ask, asks_of, correct, draw_asks, show, simulate, truth_of, truths_of
-from vol3d.model.interfaces import Evidence, Features, Task, TaskOutput
+from vol3d.model.interfaces import Encoder, Evidence, Features, Task, TaskOutput
 from vol3d.model.mask_decoder import Answers, PromptDecoder, Prompts, Seen
 from vol3d.model.text_prompt import LanguagePrompt, PhraseEncoder, is_finding, wordings
 from vol3d.model.volume_lm import VolumeLM
@@ -42,6 +43,8 @@ class PromptSegmentation(Task):
         text: "words" reads phrases by a small encoder of its own; "language" lets the language model read the volume
             and the phrase, and takes its hidden state at a learnt [SEG] token.
         dim, depth, num_heads, pixel_dim: the decoder's.
+        encoder: a second image encoder, for masks alone, which sees the same windows of the same grid; left out, masks
+            are read from the shared one.
         presence_weight: of the cross-entropy of being there.
         finding_weight: of a finding that is there, beside an organ's 1: organs are in every study, findings in few.
         weight: of this loss in the sum over tasks.
@@ -68,6 +71,7 @@ class PromptSegmentation(Task):
         depth: int = 2,
         num_heads: int = 4,
         pixel_dim: int = 16,
+        encoder: Encoder | None = None,
         presence_weight: float = 0.5,
         finding_weight: float = 4.0,
         weight: float = 1.0,
@@ -76,7 +80,10 @@ class PromptSegmentation(Task):
         self.names = None if names is None else frozenset(names)
         self.prompts, self.absent, self.interactive = prompts, absent, interactive
         self.presence_weight, self.finding_weight, self.weight = presence_weight, finding_weight, weight
-        self.decoder = PromptDecoder(model.encoder, dim=dim, depth=depth, num_heads=num_heads, pixel_dim=pixel_dim)
+        self.encoder = encoder
+        if encoder is not None:
+            self.uses = frozenset()
+        self.decoder = PromptDecoder(encoder or model.encoder, dim=dim, depth=depth, num_heads=num_heads, pixel_dim=pixel_dim)
         self.text = PhraseEncoder(dim) if text == "words" else LanguagePrompt(model, dim)
         if text == "language":
             self.uses = self.uses | {"visual"}
@@ -90,7 +97,7 @@ class PromptSegmentation(Task):
             features, batch, asks = features[rows], batch.select(rows), [asks[row] for row in rows]
         truth = truth_of(batch, asks)
         counts = self._counts(asks, truth)
-        seen = self.decoder.see(features, batch.image, batch.affine)
+        seen = self.see(features, batch)
         prompts = self._texts(model, features, [[ask.phrase for ask in wanted] for wanted in asks])
         if self.interactive:
             prompts = simulate(prompts, truth, batch.affine, self.interactive)
@@ -100,6 +107,11 @@ class PromptSegmentation(Task):
             again = self.decoder(seen, correct(prompts, answers.masks, truth, batch.affine))
             loss = (loss + self._loss(again, truth, counts)) / 2
         return TaskOutput(loss, len(rows), {"dice": _mean_dice(answers.masks, truth)})
+
+    def see(self, features: Features, batch: Batch) -> Seen:
+        """The volumes as the decoder reads them, by the task's own encoder where it has one."""
+        read = features if self.encoder is None else self.encoder(batch.image, batch.affine)
+        return self.decoder.see(read, batch.image, batch.affine)
 
     def _counts(self, asks: list[list[Ask]], truth: Tensor) -> Tensor:
         """How much each prompt counts (batch, prompts): not at all where a study has fewer."""
@@ -150,7 +162,7 @@ class PromptSegmentation(Task):
         Args:
             presence: least probability of being there; what is shown is there.
         """
-        seen = self.decoder.see(features, batch.image, batch.affine)
+        seen = self.see(features, batch)
         parts = []
         for start in range(0, len(prompts), CHUNK):
             some = list(prompts[start : start + CHUNK])
@@ -197,7 +209,7 @@ class PromptSegmentation(Task):
             [_referring(study.study, name) for name in row] for study, row in zip(batch.studies, wanted, strict=True)
         ]
         rows: list[dict[str, Any]] = [{"segmentation": {}} for _ in wanted]
-        seen = self.decoder.see(features, batch.image, batch.affine)
+        seen = self.see(features, batch)
         voxel_ml = torch.linalg.det(batch.affine[:, :3, :3]).abs() / 1000
         for start in range(0, max(map(len, wanted)), CHUNK):
             found = self.answers(model, features, seen, [row[start : start + CHUNK] for row in phrases])

@@ -15,6 +15,7 @@ from vol3d.data.batch import Batch, collate
 from vol3d.data.study import Study
 from vol3d.model.inference import TrainedModel
 from vol3d.model.interfaces import Evidence
+from vol3d.model.pretrained import save
 from vol3d.model.sliding import Windows, segment_sliding, stitch
 from vol3d.tasks import PromptSegmentation
 from vol3d.volume.runs import decode_runs
@@ -209,6 +210,35 @@ def test_the_language_model_may_read_the_phrase():
     assert task.text.seg.grad.abs().sum() > 0
     with pytest.raises(ValueError, match='text="language" needs a model with a language model'):
         PromptSegmentation(model(), text="language", **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("unet3d-base", {"width": 8, "blocks": (1, 1, 1)}),
+        ("vit3d-tiny", {"embed_dim": 24, "depth": 1, "num_heads": 2, "patch_size": (4, 4, 2)}),
+    ],
+)
+def test_a_second_encoder_for_masks_alone(name: str, sizes: dict, tmp_path):
+    """It is what the masks are read from and what learns; it is saved, and comes back, with the task."""
+    lm = model()
+    task = PromptSegmentation(lm, interactive=0.0, encoder=vol3d.encoders.create(name, **sizes), **SMALL)
+    part = batch(range(8))
+    with torch.enable_grad():
+        task.loss(lm, lm.encode(part.image, part.affine), part).loss.backward()
+    assert any(parameter.grad is not None for parameter in task.encoder.parameters())
+    assert all(parameter.grad is None for parameter in lm.encoder.parameters())
+    assert task.uses == set()
+    grid = trained().grid
+    save(tmp_path / "model", lm, {"masks": task}, grid)
+    again = vol3d.load(tmp_path / "model")
+    lm.eval(), task.eval()
+    with torch.no_grad():
+        told = [
+            net.logits(shared, shared.encode(part.image), part, [LEFT, "left wall"])
+            for shared, net in ((lm, task), (again.model, again.tasks["masks"]))
+        ]
+    assert torch.equal(*told)
 
 
 # --- from a file to a file ----------------------------------------------------------------------------------

@@ -141,6 +141,7 @@ def _spec(part: Part) -> dict[str, Any]:
     kind = type(part)
     module = next((m for m in _PUBLIC if getattr(import_module(m), kind.__name__, None) is kind), kind.__module__)
     arguments = {name: _plain(value) for name, value in part.init_args.items() if not isinstance(value, nn.Module)}
+    arguments |= {name: _spec(value) for name, value in part.init_args.items() if isinstance(value, Encoder)}
     return {"class_path": f"{module}.{kind.__qualname__}", "init_args": arguments}
 
 
@@ -157,7 +158,11 @@ def _part(spec: Mapping[str, Any], kind: type[Part], *args: Any) -> Any:
     found = getattr(import_module(module), name)
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise ValueError(f"{spec['class_path']} is not a {kind.__name__}: this config.yaml was not written by vol3d")
-    return found(*args, **spec["init_args"])
+    arguments = {
+        name: _part(value, Encoder) if isinstance(value, dict) and set(value) == {"class_path", "init_args"} else value
+        for name, value in spec["init_args"].items()
+    }
+    return found(*args, **arguments)
 
 
 def _language(spec: Mapping[str, Any], folder: Path) -> LanguageModel:
