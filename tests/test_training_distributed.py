@@ -137,6 +137,21 @@ def test_predictions_of_two_processes_are_complete_and_in_order(tmp_path: Path) 
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["predictions.jsonl"]
 
 
+def refused(folder: Path) -> str:
+    run = world.trainer(1, folder, callbacks=[PredictionWriter(folder)], devices=2, strategy=fsdp())
+    with pytest.raises(ValueError, match=r"2 processes that share a model's weights cannot predict: .*strategy ddp"):
+        run.predict(world.module(STAGES), data(), return_predictions=False)
+    return "refused"
+
+
+def test_divided_weights_do_not_predict_and_leave_what_is_there_alone(tmp_path: Path) -> None:
+    """One process would end its report while the other still waits for its part of the weights."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "predictions.jsonl").write_text("kept")
+    assert two_processes.together(lambda: refused(tmp_path / "run"), tmp_path / "ranks") == ["refused"] * 2
+    assert (tmp_path / "run" / "predictions.jsonl").read_text() == "kept"
+
+
 class Judged(world.World):
     """Five studies to validate on, one by one; of two processes the second meets no report."""
 

@@ -61,6 +61,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         super().__init__(config=deepcopy(config), process_group_backend=process_group_backend)
 
     def setup(self, trainer: Any) -> None:
+        if self.zero_stage_3:
+            refuse_predicting(trainer)
         check_labels(self.lightning_module, trainer.datamodule)
         self.precision_plugin = _ZeroPrecision(self.precision_plugin.precision)
         super().setup(trainer)
@@ -98,6 +100,7 @@ class Fsdp2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
     def setup(self, trainer: Any) -> None:
+        refuse_predicting(trainer)
         check_labels(self.lightning_module, trainer.datamodule)
         shard(self.lightning_module, self.device_mesh["data_parallel"])
         super().setup(trainer)
@@ -114,6 +117,20 @@ class Fsdp2Strategy(ModelParallelStrategy):
     def on_validation_end(self) -> None:
         """A step without a backward pass leaves weights gathered; training goes on with the pieces."""
         settle(self.lightning_module)
+
+
+def refuse_predicting(trainer: Any) -> None:
+    """Predicting divides the studies, never the weights.
+
+    Raises:
+        ValueError: several processes are to predict with weights that they share.
+    """
+    if trainer.predicting and trainer.world_size > 1:
+        raise ValueError(
+            f"{trainer.world_size} processes that share a model's weights cannot predict: reports end at different "
+            "lengths, and each would wait for the others for ever. Add --trainer.strategy ddp; weights that lie in "
+            "pieces first make a folder by `vol3d consolidate`, which --model.base FOLDER takes"
+        )
 
 
 def check_labels(module: Any, data: Any) -> None:
