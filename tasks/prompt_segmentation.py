@@ -83,7 +83,9 @@ class PromptSegmentation(Task):
         self.encoder = encoder
         if encoder is not None:
             self.uses = frozenset()
-        self.decoder = PromptDecoder(encoder or model.encoder, dim=dim, depth=depth, num_heads=num_heads, pixel_dim=pixel_dim)
+        self.decoder = PromptDecoder(
+            encoder or model.encoder, dim=dim, depth=depth, num_heads=num_heads, pixel_dim=pixel_dim
+        )
         self.text = PhraseEncoder(dim) if text == "words" else LanguagePrompt(model, dim)
         if text == "language":
             self.uses = self.uses | {"visual"}
