@@ -8,13 +8,13 @@ from typing import Any, Literal
 import torch
 
 from vol3d.data.batch import Batch
-from vol3d.data.questions import answers_to, asked_of
+from vol3d.data.questions import asked_of
 from vol3d.data.study import Study
 from vol3d.model.interfaces import Evidence, Features, Task, TaskOutput
 from vol3d.model.language import VOLUME_TOKEN
 from vol3d.model.likelihood import answer_likelihoods, visual_rows
 from vol3d.model.volume_lm import VolumeLM
-from vol3d.text.questions import KINDS, stream
+from vol3d.text.questions import KINDS, answers_to, stream
 
 Turn = tuple[str, str]
 
@@ -197,34 +197,16 @@ class VQA(Task):
     def score(self, evidence: Evidence) -> dict[str, dict[str, Any]]:
         from vol3d.evaluation.metrics.vqa import score_questions
 
-        asked = {study.study: self.questions(study) for study in evidence.studies}
-        studies = [study for study in evidence.studies if asked[study.study]]
-        if not studies:
+        asked = {study: rows for study in evidence.studies if (rows := self.questions(study))}
+        if not asked:
             return {}
-
-        def given(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-            return {s.study: _in_order(s, asked[s.study], rows[s.study]["answers"]) for s in studies}
-
+        blind = None if evidence.blind is None else evidence.blind()
         return score_questions(
-            {study.study: asked[study.study] for study in studies},
-            given(evidence.predictions),
-            {study.study: study.patient for study in studies},
-            blind=None if evidence.blind is None else given(evidence.blind()),
+            {study.study: rows for study, rows in asked.items()},
+            {study.study: evidence.predictions[study.study]["answers"] for study in asked},
+            {study.study: study.patient for study in asked},
+            blind=None if blind is None else {study.study: blind[study.study]["answers"] for study in asked},
             training=[question for study in evidence.training for question in self.questions(study)],
             replicates=evidence.replicates,
             seed=evidence.seed,
         )
-
-
-def _in_order(
-    study: Study, asked: Sequence[dict[str, Any]], answers: Sequence[Mapping[str, Any]]
-) -> list[Mapping[str, Any]]:
-    """The answers in the order of the study's questions."""
-    given = answers_to(asked, answers)
-    for question, answer in zip(asked, given, strict=True):
-        if answer is None and len(answers) == len(asked):
-            raise ValueError(
-                f"study {study.study!r}: none of its {len(answers)} answers is to {question['question']!r} with the "
-                f"choices {question.get('choices')}: predict it again with the manifest that is scored"
-            )
-    return list(answers) if None in given else [answer for answer in given if answer is not None]

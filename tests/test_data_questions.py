@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import vol3d
-from vol3d.data.questions import add_questions, answers_to, balance, extent_mm, mask_facts, study_facts
+from vol3d.data.questions import add_questions, balance, extent_mm, mask_facts, study_facts
 from vol3d.data.study import Study
+from vol3d.text.questions import answers_to
 
 AFFINE = np.diag([2.0, 2.0, 5.0, 1.0])
 

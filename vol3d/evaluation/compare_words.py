@@ -105,7 +105,8 @@ def compare_open(sides: Sides) -> Block:
 def _answers(sides: Sides, closed: bool, score: Callable[[str, Mapping[str, Any]], float]) -> tuple[ndarray, list[Any]]:
     """(questions, 2): the score of both sides' answer to each question, and whose it is. What is asked is the
     manifest's or what the first model's task builds from a row."""
-    from vol3d.data.questions import answers_to, asked_of
+    from vol3d.data.questions import asked_of
+    from vol3d.text.questions import answers_to
 
     settings = {name: value for name, value in sides.settings[0].get("VQA", {}).items() if name in _ASKED}
     scores, patients = [], []

@@ -15,6 +15,7 @@ from vol3d.evaluation.faithfulness import swap_side
 from vol3d.evaluation.metrics.findings import split_side
 from vol3d.evaluation.probes import ROBUST
 from vol3d.model.interfaces import Evidence, Task
+from vol3d.text.questions import answers_to
 
 if TYPE_CHECKING:
     from vol3d.data.study import Study
@@ -106,19 +107,17 @@ class AnswerJudge(Judge):
     kept = "same_answers"
 
     def __init__(self, task: Any, evidence: Evidence) -> None:
-        self.task = task
-        self.asked = [
-            (study, question)
+        self.questions = {
+            study.study: [question for question, _ in task.answered(study, evidence.predictions[study.study])]
             for study in evidence.studies
-            for question, _ in task.answered(study, evidence.predictions[study.study])
-        ]
+        }
+        self.asked = [(study, question) for study in evidence.studies for question in self.questions[study.study]]
         self.patients = [study.patient for study, _ in self.asked]
         self.said = self.read(evidence.predictions)
 
     def read(self, rows: Rows) -> list[str]:
-        studies = {study.study: study for study, _ in self.asked}.values()
-        answers = [answer["answer"] for study in studies for _, answer in self.task.answered(study, rows[study.study])]
-        return [str(answer).strip().lower() for answer in answers]
+        given = [answers_to(asked, rows[study]["answers"]) for study, asked in self.questions.items() if asked]
+        return [str(answer["answer"]).strip().lower() for answers in given for answer in answers]
 
     def _fits(self, probe: str, answers: Sequence[str]) -> list[bool]:
         """Questions whose answer, given or true, the probe must turn."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vol3d.text.facts import Facts, bare
@@ -90,6 +90,25 @@ def check_choices(question: Mapping[str, Any], study: str) -> None:
             f"{said}: {len(choices)} choices, {len(set(choices))} of them different ({list(choices)}): give each "
             "once, at least two"
         )
+
+
+def answers_to(
+    asked: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any] | None]:
+    """The answer to each question, wherever it stands: known by the question's words and choices, of which an answer
+    that does not repeat them is taken by its place. None where there is none.
+    """
+
+    def key(row: Mapping[str, Any]) -> tuple[str, ...]:
+        return row["question"], *(row.get("choices") or ())
+
+    def answers_it(row: Mapping[str, Any], question: Mapping[str, Any]) -> bool:
+        return all(row.get(name) in (None, question.get(name)) for name in ("question", "choices"))
+
+    if len(answers) == len(asked) and all(map(answers_it, answers, asked)):
+        return list(answers)
+    known = {key(row): row for row in answers if "question" in row}
+    return [known.get(key(row)) for row in asked]
 
 
 def stream(seed: int, *key: object) -> random.Random:

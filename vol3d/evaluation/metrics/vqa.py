@@ -14,6 +14,7 @@ from vol3d.evaluation.intervals import share
 from vol3d.evaluation.metrics.baselines import blind
 from vol3d.evaluation.metrics.segmentation import mean_score
 from vol3d.evaluation.metrics.text import score_text
+from vol3d.text.questions import answers_to
 
 DEFINITIONS = {
     "accuracy": "share of closed questions whose answer names the right choice and no other, by its letter or its "
@@ -172,22 +173,19 @@ def score_questions(
 
     Args:
         questions: study → what it was asked, with the true "answer", "choices" when closed, and "kind".
-        answers: study → {"answer"} of each question, in their order. blind: likewise, from another's volume.
+        answers: study → {"answer"} of each question, known by the "question" and "choices" they repeat, else by their
+            order. blind: likewise, from another's volume.
         patients: study → patient. training: questions of the training studies, for the text prior.
 
     Returns:
         the scores of `score_closed` and `score_open`; under "per_kind" each kind's accuracy or exact match and number.
 
     Raises:
-        ValueError: a study with another number of answers than questions.
+        ValueError: a study with another number of answers than questions, or with answers to others.
     """
-    for study, asked in questions.items():
-        for given in (answers, *([] if blind is None else [blind])):
-            if len(given[study]) != len(asked):
-                raise ValueError(
-                    f"study {study!r} has {len(asked)} questions and {len(given[study])} answers: predict it again "
-                    "with the manifest that is scored"
-                )
+    answers = {study: _in_order(study, asked, answers[study]) for study, asked in questions.items()}
+    if blind is not None:
+        blind = {study: _in_order(study, asked, blind[study]) for study, asked in questions.items()}
     rows = [(study, place) for study, asked in questions.items() for place in range(len(asked))]
     prior = _Prior(training)
     result: dict[str, dict[str, Any]] = {}
@@ -212,6 +210,26 @@ def score_questions(
             per_kind[kind] = {metric: part[metric], "questions": len(own), "baselines": bases}
         result[name] = block | {"per_kind": per_kind, "definitions": DEFINITIONS}
     return result
+
+
+def _in_order(
+    study: str, asked: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """A study's answers in the order of its questions."""
+    if len(answers) != len(asked):
+        raise ValueError(
+            f"study {study!r} has {len(asked)} questions and {len(answers)} answers: predict it again with the "
+            "manifest that is scored"
+        )
+    given = []
+    for question, answer in zip(asked, answers_to(asked, answers), strict=True):
+        if answer is None:
+            raise ValueError(
+                f"study {study!r}: none of its {len(answers)} answers is to {question['question']!r} with the choices "
+                f"{question.get('choices')}: predict it again with the manifest that is scored"
+            )
+        given.append(answer)
+    return given
 
 
 class _Prior:
