@@ -15,6 +15,7 @@ from vol3d.encoders.recompute import Recomputing
 from vol3d.encoders.stems import AxialPositions, ConvStem, LinearStem, NormedStem, strided_affine
 from vol3d.model.interfaces import Features
 from vol3d.model.positions import RotaryPositions3D, sincos_positions_3d
+from vol3d.model.rebuilding import rebuilt
 from vol3d.types import Affines, Triple, Volumes
 
 Positions = Literal["learned", "sincos", "rotary", "axial"]
@@ -199,12 +200,12 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(embed_dim, hidden), nn.GELU(), nn.Linear(hidden, embed_dim))
 
     def forward(self, tokens: Tensor, angles: Tensor | None = None) -> Tensor:
-        tokens = tokens + self.attention(self.norm1(tokens), angles)
-        return tokens + self.mlp(self.norm2(tokens))
+        tokens = tokens + self.attention(rebuilt(self.norm1, tokens, into=self.qkv), angles)
+        widen, activation, narrow = self.mlp
+        return tokens + rebuilt(activation, rebuilt(self.norm2, tokens, into=widen), into=narrow)
 
-    def attention(self, tokens: Tensor, angles: Tensor | None) -> Tensor:
-        qkv = rearrange(self.qkv(tokens), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
-        query, key, value = qkv.unbind(0)
+    def attention(self, qkv: Tensor, angles: Tensor | None) -> Tensor:
+        query, key, value = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.num_heads).unbind(0)
         if angles is not None:
             query, key = RotaryPositions3D.rotate(query, angles), RotaryPositions3D.rotate(key, angles)
         mixed = F.scaled_dot_product_attention(query, key, value)

@@ -29,7 +29,8 @@ ROOMS = {
         *("vol3d.volume.geometry", "vol3d.data.batch", "vol3d.data.study", "vol3d.model.volume_lm"),
     ),
     "vol3d.encoders": (
-        *("vol3d.model.interfaces", "vol3d.model.positions", "vol3d.volume.geometry", "vol3d.volume.atomic"),
+        *("vol3d.model.interfaces", "vol3d.model.positions", "vol3d.model.rebuilding"),
+        *("vol3d.volume.geometry", "vol3d.volume.atomic"),
     ),
     "vol3d.model": ("vol3d.text", "vol3d.volume", "vol3d.data"),
     "vol3d.tasks": (

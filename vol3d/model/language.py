@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vol3d.model.adapters import Lora, Prefix, PrefixStates, freeze, with_lora
 from vol3d.model.cross_entropy import Method, check_liger, linear_cross_entropy
+from vol3d.model.rebuilding import rebuild_gates
 from vol3d.model.tokens import IGNORE, VOLUME_TOKEN, Prompt, num_volumes, pad, rendered, train_tokenizer
 
 if TYPE_CHECKING:
@@ -188,6 +189,7 @@ class LanguageModel(nn.Module):
         tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
         self.tokenizer, self.lora, self.prefix, self.cross_entropy = tokenizer, lora, prefix, cross_entropy
         self.special_tokens = list(dict.fromkeys(special_tokens))
+        rebuild_gates(model)
         self.model = model if lora is None else with_lora(model, lora)
         self.prefix_states = None if prefix is None else PrefixStates(prefix, model.config.get_text_config())
         self.volume_id: int = tokenizer.convert_tokens_to_ids(VOLUME_TOKEN)

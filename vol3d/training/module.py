@@ -304,7 +304,9 @@ class VolumeModule(lightning.LightningModule):
                     groups.append({"params": chosen, "weight_decay": self.weight_decay if decay else 0.0})
                     rates.append(lambda step, name=name: self.schedule.rate(name, step))
         # The rates are absolute, so the base rate they multiply is 1.
-        optimizer = torch.optim.AdamW(groups, lr=1.0, betas=self.betas)
+        # One pass over weights and moments. Under mixed precision Lightning clips no fused optimizer's gradients.
+        fused = not self.trainer.precision.endswith("-mixed")
+        optimizer = torch.optim.AdamW(groups, lr=1.0, betas=self.betas, fused=fused)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

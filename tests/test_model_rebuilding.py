@@ -1,0 +1,149 @@
+"""Norms, activations and gates made again in the backward pass: the same numbers, and less held."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from small_language import FAMILIES, language
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.checkpoint import checkpoint
+
+import vol3d
+from vol3d.encoders.vit3d import Block
+from vol3d.model.adapters import Lora
+from vol3d.model.rebuilding import rebuild_gates, rebuilt
+
+CHEAP = {"norm": nn.LayerNorm(8), "activation": nn.GELU()}
+
+
+def gradients(run: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) -> list[Tensor]:
+    x = x.clone().requires_grad_()
+    module.zero_grad()
+    given = run(x)
+    given.square().sum().backward()
+    return [given.detach(), x.grad, *[p.grad.clone() for p in module.parameters()]]
+
+
+@pytest.mark.parametrize("name", CHEAP)
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_values_and_gradients_are_the_same_to_the_bit(name: str, autocast: bool, checkpointing: bool) -> None:
+    cheap, linear = copy.deepcopy(CHEAP[name]), nn.Linear(8, 6)
+    both, x = nn.ModuleList([cheap, linear]), torch.randn(3, 5, 8)
+
+    def run(x: Tensor, body: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            x = 1.0 * x
+            return checkpoint(body, x, use_reentrant=False) if checkpointing else body(x)
+
+    plain = gradients(partial(run, body=lambda x: linear(cheap(x))), both, x)
+    lean = gradients(partial(run, body=lambda x: rebuilt(cheap, x, into=linear)), both, x)
+    for expected, found in zip(plain, lean, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_what_is_cheap_is_gone_once_it_was_read(autocast: bool) -> None:
+    seen: list[StorageWeakRef] = []
+
+    class Watching(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(StorageWeakRef(x.untyped_storage()))
+            return super().forward(x)
+
+    linear, x = Watching(8, 6), torch.randn(4, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        held = linear(nn.functional.gelu(1.0 * x))
+        lean = rebuilt(nn.functional.gelu, 1.0 * x, into=linear)
+    # In the plain form the product holds its input; under autocast a copy of it, as large.
+    assert [ref.expired() for ref in seen] == [autocast, True]
+    assert held.requires_grad
+    assert lean.requires_grad
+
+
+def test_without_gradients_nothing_is_wrapped() -> None:
+    linear = nn.Linear(8, 6)
+    with torch.no_grad():
+        assert rebuilt(nn.functional.gelu, torch.randn(2, 8), into=linear).grad_fn is None
+    linear.requires_grad_(False)
+    assert not rebuilt(nn.functional.gelu, torch.randn(2, 8), into=linear).requires_grad
+
+
+def test_gradients_of_gradients_are_the_same() -> None:
+    linear, x = nn.Linear(8, 6), torch.randn(4, 8)
+
+    def penalty(body: Callable[[Tensor], Tensor]) -> Tensor:
+        point = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(body(point).square().sum(), point, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), linear.weight)[0]
+
+    lean = penalty(lambda x: rebuilt(nn.functional.gelu, x, into=linear))
+    torch.testing.assert_close(lean, penalty(lambda x: linear(nn.functional.gelu(x))))
+
+
+def test_a_transformer_block_holds_a_third_less() -> None:
+    block = Block(embed_dim=32, num_heads=2, mlp_ratio=4.0, qkv_bias=False)
+    x, sizes = torch.randn(1, 64, 32, requires_grad=True), []
+    weights = {p.untyped_storage().data_ptr() for p in block.parameters()}
+    for rebuilding in (True, False):
+        held: dict[int, Tensor] = {}
+
+        def pack(tensor: Tensor, held: dict[int, Tensor] = held) -> Tensor:
+            held[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        def plain(cheap: Callable[..., Tensor], *inputs: Tensor, into: Callable[[Tensor], Tensor]) -> Tensor:
+            return into(cheap(*inputs))
+
+        with pytest.MonkeyPatch.context() as patch, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            if not rebuilding:
+                patch.setattr("vol3d.encoders.vit3d.rebuilt", plain)
+            block(x).sum()
+        sizes.append(sum(t.untyped_storage().nbytes() for at, t in held.items() if at not in weights))
+    assert sizes[0] < 0.67 * sizes[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("lora", [None, Lora(rank=2), Lora(rank=2, dropout=0.5)])
+def test_gates_of_every_family_change_no_gradient(family: str, lora: Lora | None) -> None:
+    model = language(family, lora=lora).train()
+    embeds, labels = torch.randn(2, 12, 32), torch.randint(5, 20, (2, 12))
+    mlps = [layer.mlp for layer in model.causal_lm.get_decoder().layers]
+    assert all("forward" in vars(mlp) for mlp in mlps), "every layer's MLP is one that is known"
+    found = []
+    for lean in (True, False):
+        torch.manual_seed(0)
+        model.zero_grad()
+        for mlp in mlps if not lean else ():
+            del mlp.forward
+        loss = model.loss(embeds, torch.ones_like(labels), labels)
+        loss.backward()
+        found.append([loss.detach(), *[p.grad.clone() for p in model.parameters() if p.grad is not None]])
+    for expected, given in zip(*found, strict=True):
+        torch.testing.assert_close(given, expected, rtol=0, atol=0)
+
+
+def test_a_model_with_gates_can_be_copied_and_an_unknown_mlp_is_left() -> None:
+    model = language()
+    twin = copy.deepcopy(model)
+    mlp, copied = (m.causal_lm.get_decoder().layers[0].mlp for m in (model, twin))
+    assert copied.forward.__self__ is copied is not mlp
+    assert rebuild_gates(nn.Sequential(nn.Linear(3, 3), nn.GELU())) == 0
+
+
+def test_an_encoder_learns_the_same_under_bfloat16_and_checkpointing() -> None:
+    encoder = vol3d.encoders.create("vit3d-small", embed_dim=48, depth=2, num_heads=2).train()
+    image, found = torch.randn(1, 1, 32, 32, 16), []
+    for checkpointing in (False, True):
+        encoder.checkpointing = checkpointing
+        encoder.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            encoder(image).tokens.float().square().mean().backward()
+        found.append([p.grad.clone() for p in encoder.parameters()])
+    for expected, given in zip(*found, strict=True):
+        torch.testing.assert_close(given, expected, rtol=0, atol=0)

@@ -1,0 +1,135 @@
+"""Cheap results that the backward pass makes again instead of keeping them: norms, activations, gates."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from contextlib import nullcontext
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+_Layout = tuple[torch.Size, tuple[int, ...]]
+
+
+def rebuilt(cheap: Callable[..., Tensor], *inputs: Tensor, into: Callable[[Tensor], Tensor]) -> Tensor:
+    """`into(cheap(*inputs))`, without holding what `cheap` gives: the backward pass makes it again where `into` asks.
+
+    Worth it where `cheap` reads what is held anyway and `into` is a matrix product: its weights' gradient needs its
+    input, which is as large as all else a block holds. Values and gradients are the same to the last bit.
+    Checkpointing and offloading around it see the inputs as they see any saved tensor.
+
+    Args:
+        cheap: elementwise or a norm, without chance in it. into: a linear layer, or what peft makes of one.
+
+    Source: selective recomputation (Korthikanti et al. 2022, arXiv:2205.05198) of norms and activations; here by
+    PyTorch's hooks for saved tensors.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiler decides by itself what to keep
+        return into(cheap(*inputs))
+    kind = inputs[0].device.type
+    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if casts else None
+
+    def make(*given: Tensor) -> Tensor:
+        with torch.autocast(kind, dtype) if casts else nullcontext():  # there is none around the backward pass
+            result = cheap(*given)
+        # As the product would cast its input; cast here, it holds this tensor and no copy.
+        return result.to(dtype) if casts and result.dtype == torch.float32 else result
+
+    return _lean(make, inputs, into)
+
+
+def _lean(make: Callable[..., Tensor], inputs: tuple[Tensor, ...], into: Callable[[Tensor], Tensor]) -> Tensor:
+    result = _Made.apply(make(*inputs), *inputs)
+    if not result.requires_grad:
+        return into(result)
+    made, storage, size = result.grad_fn, StorageWeakRef(result.untyped_storage()), result.numel()
+
+    def pack(tensor: Tensor) -> Tensor | _Layout:
+        same = tensor.numel() == size and StorageWeakRef(tensor.untyped_storage()) == storage
+        return (tensor.shape, tensor.stride()) if same else tensor
+
+    def unpack(held: Tensor | _Layout) -> Tensor:
+        if isinstance(held, Tensor):
+            return held
+        if made.again is None:
+            with torch.no_grad():
+                made.again = make(*made.saved_tensors)
+        return made.again.as_strided(*held)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return into(result)
+
+
+class _Made(torch.autograd.Function):
+    """Hands a result on and holds what it was made of."""
+
+    @staticmethod
+    def forward(ctx: Any, result: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*inputs)
+        # Made by the first reader in the backward pass and kept for the others: checkpointing hands inputs out once.
+        ctx.again, ctx.count = None, len(inputs)
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.again = None
+        return (grad, *[None] * ctx.count)
+
+
+def rebuild_gates(model: nn.Module) -> int:
+    """Let the gated MLPs of a transformers model hold gate and up alone for the backward pass, not the opened gate nor
+    the product: half of what such an MLP holds, for an activation computed twice more.
+
+    They are known by how their forward is written, which Llama, Qwen, Mistral, Gemma, SmolLM and a hundred others have
+    word for word, and Phi and GLM in a form of their own. Any other is left as it is.
+
+    Returns:
+        How many MLPs were changed.
+    """
+    changed = 0
+    for module in model.modules():
+        if forward := _GATED.get(_body(type(module))):
+            module.forward = MethodType(forward, module)
+            changed += 1
+    return changed
+
+
+def _body(kind: type[nn.Module]) -> str:
+    """What a module's forward does, on one line."""
+    try:
+        written = inspect.getsource(kind.forward)
+    except (OSError, TypeError):  # compiled, or typed into a shell
+        return ""
+    return re.sub(r".*?def forward\([^)]*\)[^:]*: ", "", " ".join(written.split()), count=1)
+
+
+def _gated(self: Any, x: Tensor) -> Tensor:
+    return _opened(self.act_fn, self.gate_proj(x), self.up_proj(x), self.down_proj)
+
+
+def _gated_in_one(self: Any, x: Tensor) -> Tensor:
+    gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+    return _opened(self.activation_fn, gate, up, self.down_proj)
+
+
+def _opened(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor, down: nn.Module) -> Tensor:
+    def product(gate: Tensor, up: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return act(gate) * up
+        return _lean(act, (gate,), lambda opened: opened * up)
+
+    return rebuilt(product, gate, up, into=down)
+
+
+_GATED = {
+    "down_proj = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)) return down_proj": _gated,
+    "return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))": _gated,
+    "up_states = self.gate_up_proj(hidden_states) gate, up_states = up_states.chunk(2, dim=-1) "
+    "up_states = up_states * self.activation_fn(gate) return self.down_proj(up_states)": _gated_in_one,
+}
