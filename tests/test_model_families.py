@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from small_language import FAMILIES, PROMPTS, REPORTS, volume_lm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
+from vol3d.model.decoding import CapturedDecoder, StaticDecoder
 from vol3d.model.language import Lora, Prefix
 
 
@@ -71,3 +77,73 @@ def test_adapters_alone_learn_and_generation_goes_with_them(family: str, kind: s
     assert model.generate(features, PROMPTS, max_new_tokens=12) == slow
     apart = [model.generate(features[[row]], [PROMPTS[row]], max_new_tokens=12)[0] for row in range(2)]
     assert apart == slow
+
+
+class Emulated(CapturedDecoder):
+    """The captured step without a GPU: a replay takes the same step on the same buffers."""
+
+    def _capture(self) -> Callable[[], None]:
+        for _ in range(3):
+            self.hidden = self._same_step()
+
+        def replay() -> None:
+            self.hidden.copy_(self._same_step())
+
+        return replay
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "smollm3", "mistral-wide"])
+@pytest.mark.parametrize("settings", [{}, {"lora": Lora(rank=2)}, {"prefix": Prefix(3)}])
+def test_a_captured_step_writes_what_the_lean_loop_writes(
+    family: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = volume_lm(family, **settings).eval()
+    features = model.encode(torch.randn(2, 1, 8, 8, 8))
+    expected = model.generate(features, PROMPTS, max_new_tokens=16)
+    taken: list[Emulated] = []
+
+    def made(*given: Any) -> Emulated:
+        taken.append(Emulated(*given))
+        return taken[-1]
+
+    monkeypatch.setattr("vol3d.model.generation.StaticDecoder", made)
+    assert model.generate(features, PROMPTS, max_new_tokens=16) == expected
+    assert taken
+
+
+class Calls(TorchDispatchMode):
+    """What is called, with every number that is not in a tensor: all that a captured graph keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[tuple[str, list[Any]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        numbers = [value for value in tree_flatten((args, kwargs))[0] if not isinstance(value, torch.Tensor)]
+        self.made.append((str(func), numbers))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("decoder", [Emulated, StaticDecoder])
+def test_a_captured_step_does_the_same_at_every_token(decoder: type[StaticDecoder]) -> None:
+    language, steps = volume_lm("llama").language, []
+    with torch.no_grad():
+        cache = language.new_cache()
+        language.hidden(torch.randn(1, 5, 32), torch.ones(1, 5), None, cache)
+        step = decoder(language.causal_lm, cache, 8, None, torch.tensor([5]))
+        for _ in range(4):
+            with Calls() as calls:
+                step(torch.randn(1, 32))
+            steps.append(calls.made)
+    assert (steps[1] == steps[2] == steps[3]) == (decoder is Emulated)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: a graph is captured")
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_captured_graph_writes_the_same_on_a_gpu(autocast: bool) -> None:
+    model = volume_lm("llama", lora=Lora(rank=2)).eval().cuda()
+    features = model.encode(torch.randn(2, 1, 8, 8, 8, device="cuda"))
+    with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+        expected = model.generate(features, PROMPTS, max_new_tokens=16)
+        model.language.cuda_graph = True
+        assert model.generate(features, PROMPTS, max_new_tokens=16) == expected

@@ -18,6 +18,7 @@ from vol3d.data.cache import sample
 from vol3d.data.dataset import VolumeData
 from vol3d.model.hub import causal_lm_without_weights
 from vol3d.model.language import LanguageModel, Pretrained
+from vol3d.training.optim import STATE_SHARE
 from vol3d.training.recipe import RecipeParts
 from vol3d.training.rehearsal import Fakes, Footprint, fakes_of, rehearse
 from vol3d.training.stages import PARTS
@@ -132,6 +133,14 @@ def _advice(recipe: Sequence[str], samples: list[Sample], worst: StagePlan, room
         total = lighter(worst.stage, worst.batch_size).total
         fits = "fits" if total <= room else "not enough alone"
         advice.append(f"and a 4-bit base (quantization: 4bit): about {total / GB:.2f} GB, {fits}")
+    saved = worst.optimizer * (1 - STATE_SHARE["paged_adamw_8bit"] / STATE_SHARE[lighter.module.optimizer])
+    if saved > 0.05 * worst.total:
+        total = worst.total - saved
+        fits = "fits" if total <= room else "not enough alone"
+        advice.append(
+            f"AdamW's moments in 8 bits (--model.optimizer paged_adamw_8bit): {total / GB:.2f} GB, {fits}; what is "
+            "too much goes to the CPU's memory"
+        )
     if not any("fits" in line and "not enough" not in line for line in advice):
         advice.append("a smaller model, or weights and optimizer spread over GPUs: overlays/fsdp2.yaml")
     return advice
@@ -199,7 +208,8 @@ class _Rehearsal:
         # Each matrix is unpacked while it is used: one of them at a time stands beside the packed ones.
         unpacked = max((numel * size for numel, size in sizes), default=0)
         saved = int(sum(numel * (size - FOUR_BIT) for numel, size in sizes))
-        return replace(foot, weights=foot.weights - saved, activations=foot.activations + unpacked)
+        states = int(foot.optimizer * STATE_SHARE[module.optimizer])
+        return replace(foot, weights=foot.weights - saved, activations=foot.activations + unpacked, optimizer=states)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Parameters by part: all, and those that may learn."""

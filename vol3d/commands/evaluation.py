@@ -14,6 +14,7 @@ def _evaluate_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--split", default=None, help="only this split (default: test, or all when there is none)")
     verb.add_argument("--batch-size", type=int, default=16, metavar="N")
     verb.add_argument("--device", default="cpu", help="where the model runs (default: cpu)")
+    verb.add_argument("--cuda-graph", action="store_true", help="on a GPU: write long answers by one captured graph")
     verb.add_argument("--seed", type=int, default=0, help="of the bootstrap and the blind baseline (default: 0)")
     verb.add_argument("--replicates", type=int, default=1000, metavar="N", help="bootstrap draws (default: 1000)")
     verb.add_argument(
@@ -67,6 +68,8 @@ def _evaluate(arguments: argparse.Namespace) -> Result:
         "progress": True,
     }
     model = load(arguments.model, device=arguments.device)
+    if arguments.cuda_graph and model.model.language is not None:
+        model.model.language.cuda_graph = True
     if arguments.suite:
         from vol3d.evaluation.suites import evaluate_suite
 

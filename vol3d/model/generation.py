@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vol3d.model.decoding import StaticDecoder, supports
+from vol3d.model.decoding import CapturedDecoder, StaticDecoder, supports
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -116,7 +116,8 @@ def _stepper(language: LanguageModel, cache: Cache, mask: Tensor, positions: Ten
     prefix = language.num_prefix_tokens
     if supports(language.causal_lm, cache):
         full = torch.cat([mask.new_ones(len(mask), prefix), mask], dim=1)
-        return StaticDecoder(language.causal_lm, cache, room, full, positions + prefix)
+        kind = CapturedDecoder if language.cuda_graph and mask.device.type == "cuda" else StaticDecoder
+        return kind(language.causal_lm, cache, room, full, positions + prefix)
     grown = torch.nn.functional.pad(mask, (0, room), value=1)
     done = 0
 

@@ -168,6 +168,9 @@ class LanguageModel(nn.Module):
         32
     """
 
+    cuda_graph = False
+    """Greedy decoding on a GPU replays one graph a token (`decoding.CapturedDecoder`); set it for long answers."""
+
     def __init__(
         self,
         model: PreTrainedModel,

@@ -22,6 +22,7 @@ from vol3d.training.features import FeatureCache
 from vol3d.training.lockstep import Lent, lend
 from vol3d.training.means import Means, first_visits
 from vol3d.training.mixing import Mixture, conflicts
+from vol3d.training.optim import Kind, adamw
 from vol3d.training.stages import PARTS, Schedule, Stage
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class VolumeModule(lightning.LightningModule):
             same name begin with its weights. The saved model names it, and `vol3d evaluate` compares the two.
         weight_decay: AdamW's, for matrices; vectors (norms, biases) have none.
         betas: AdamW's.
+        optimizer: "adamw"; "paged_adamw" or "paged_adamw_8bit", whose moments leave a full GPU (`training.optim`).
         feature_cache_gb: memory for the features of a frozen encoder; 0 encodes every time.
 
     Raises:
@@ -64,6 +66,7 @@ class VolumeModule(lightning.LightningModule):
         *,
         weight_decay: float = 0.05,
         betas: tuple[float, float] = (0.9, 0.98),
+        optimizer: Kind = "adamw",
         feature_cache_gb: float = 2.0,
     ) -> None:
         super().__init__()
@@ -75,7 +78,7 @@ class VolumeModule(lightning.LightningModule):
                 raise ValueError(f"stage {name!r} names tasks {sorted(unknown)}, there are {sorted(tasks)}")
         self.encoder, self.projector_factory, self.task_factories = encoder, projector, tasks
         self.language, self.base = language, base
-        self.stages, self.weight_decay, self.betas = stages, weight_decay, betas
+        self.stages, self.weight_decay, self.betas, self.optimizer = stages, weight_decay, betas, optimizer
         self.mixture = mixture or Mixture()
         self.mixture.prepare(list(tasks))
         self.feature_cache = FeatureCache(feature_cache_gb)
@@ -304,9 +307,7 @@ class VolumeModule(lightning.LightningModule):
                     groups.append({"params": chosen, "weight_decay": self.weight_decay if decay else 0.0})
                     rates.append(lambda step, name=name: self.schedule.rate(name, step))
         # The rates are absolute, so the base rate they multiply is 1.
-        # One pass over weights and moments. Under mixed precision Lightning clips no fused optimizer's gradients.
-        fused = not self.trainer.precision.endswith("-mixed")
-        optimizer = torch.optim.AdamW(groups, lr=1.0, betas=self.betas, fused=fused)
+        optimizer = adamw(groups, self.optimizer, betas=self.betas, precision=self.trainer.precision)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
