@@ -205,7 +205,9 @@ class Block(nn.Module):
         return tokens + rebuilt(activation, rebuilt(self.norm2, tokens, into=widen), into=narrow)
 
     def attention(self, qkv: Tensor, angles: Tensor | None) -> Tensor:
-        query, key, value = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.num_heads).unbind(0)
+        heads = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+        # A CPU's attention is a tenth faster on heads that lie in one piece; a GPU's reads them where they are.
+        query, key, value = (heads.contiguous() if heads.device.type == "cpu" else heads).unbind(0)
         if angles is not None:
             query, key = RotaryPositions3D.rotate(query, angles), RotaryPositions3D.rotate(key, angles)
         mixed = F.scaled_dot_product_attention(query, key, value)

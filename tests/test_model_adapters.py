@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -189,3 +190,31 @@ def test_a_name_becomes_a_model_only_when_it_is_built(tmp_path: Path, monkeypatc
 def _counting(real: object, asked: list[str], name: str, **settings: object) -> object:
     asked.append(name)
     return real(name, **settings)
+
+
+@pytest.mark.parametrize("kind", [{}, {"dora": True}, {"dropout": 0.5}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lora_computes_what_pefts_own_layer_computes(kind: dict[str, Any], dtype: torch.dtype) -> None:
+    """The scale stands elsewhere, which rounds nothing when it is 2; adapters that are merged go peft's way."""
+    from peft.tuners.lora import Linear
+
+    model = language(lora=Lora(rank=2, alpha=3 if dtype == torch.float32 else 4, **kind))
+    model.causal_lm.to(dtype)
+    layer = next(module for module in model.modules() if type(module) is Linear)
+    assert ("forward" in vars(layer)) == (not kind.get("dora", False))
+    with torch.no_grad():
+        layer.lora_B["default"].weight.normal_()
+    x, found = torch.randn(2, 5, layer.in_features, dtype=dtype, requires_grad=True), []
+    for forward in (layer.forward, partial(Linear.forward, layer)):
+        torch.manual_seed(0)
+        layer.zero_grad()
+        given = forward(x)
+        (slope,) = torch.autograd.grad(given.float().square().sum(), x, retain_graph=True)
+        given.float().square().sum().backward()
+        found.append([given.detach(), slope, *[p.grad for p in layer.parameters() if p.grad is not None]])
+    for expected, one in zip(*found, strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-5, atol=1e-5)
+    layer.eval()
+    before = layer(x)
+    layer.merge()
+    torch.testing.assert_close(layer(x), before, rtol=0.05, atol=0.3 if dtype == torch.bfloat16 else 1e-5)

@@ -6,7 +6,8 @@ import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import MethodType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,7 @@ class Prefix:
 def with_lora(model: PreTrainedModel, lora: Lora) -> nn.Module:
     """The model in peft's wrapper, its base frozen."""
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import Linear
 
     config = LoraConfig(
         r=lora.rank,
@@ -61,7 +63,21 @@ def with_lora(model: PreTrainedModel, lora: Lora) -> nn.Module:
         use_dora=lora.dora,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    wrapped = get_peft_model(model, config)
+    for module in wrapped.modules():
+        if type(module) is Linear and not lora.dora:
+            module.forward = MethodType(_scaled_early, module)
+    return wrapped
+
+
+def _scaled_early(self: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:
+    """peft's forward of one adapter, but the scale meets `rank` numbers a token instead of the layer's whole width."""
+    if args or options or self.disable_adapters or self.merged or len(self.active_adapters) != 1:
+        return type(self).forward(self, x, *args, **options)
+    name, result = self.active_adapters[0], self.base_layer(x)
+    down, up = self.lora_A[name], self.lora_B[name]
+    x = self.lora_dropout[name](self._cast_input_dtype(x, down.weight.dtype))
+    return (result + up(down(x) * self.scaling[name])).to(result.dtype)
 
 
 class PrefixStates(nn.Module):
