@@ -8,7 +8,8 @@
   sections together. Both have our encoder, so that only the loop differs. `--organs` times the first few rounds of
   Merlin's loop and multiplies: every round costs the same.
 - time to first token: M3D's MONAI ViT, pooling and prefill, against ours.
-- decode loop: a decoder as small as the demo's, milliseconds a token, against transformers' generate.
+- decode loop: a decoder as small as the demo's, milliseconds a token, against transformers' generate; on a GPU by one
+  captured graph.
 Both sides have the same language model, random weights, and write the same number of tokens.
 """
 
@@ -49,9 +50,9 @@ def endless(language: LanguageModel) -> LanguageModel:
 
 
 def organs(side: str, args: argparse.Namespace) -> Callable[[], Any]:
-    model = our_model(tiny=args.tiny, lora=False).to(args.device).eval()
+    model = our_model(args.llm, lora=False).to(args.device).eval()
     endless(model.language)
-    image = torch.rand(1, 1, *shape(tiny=args.tiny), device=args.device)
+    image = torch.rand(1, 1, *shape(tiny=args.llm == "tiny"), device=args.device)
     prompts = [f"<volume>Generate a radiology report for {organ}###\n" for organ in ORGANS]
 
     def ours() -> None:
@@ -65,12 +66,12 @@ def organs(side: str, args: argparse.Namespace) -> Callable[[], Any]:
 
 
 def first(side: str, args: argparse.Namespace) -> Callable[[], Any]:
-    image = torch.rand(1, 1, *shape(tiny=args.tiny), device=args.device)
+    image = torch.rand(1, 1, *shape(tiny=args.llm == "tiny"), device=args.device)
     if side.startswith("ours"):
-        model = our_model(tiny=args.tiny, lora=False).to(args.device).eval()
+        model = our_model(args.llm, lora=False).to(args.device).eval()
         return lambda: model.generate(model.encode(image), ["<volume>Report:"], max_new_tokens=1)
-    model = causal_lm(tiny=args.tiny).to(args.device).eval()
-    encoder = PeerEncoder(model.config.hidden_size, tiny=args.tiny).to(args.device).eval()
+    model = causal_lm(args.llm).to(args.device).eval()
+    encoder = PeerEncoder(model.config.hidden_size, tiny=args.llm == "tiny").to(args.device).eval()
     words = torch.arange(8, device=args.device)[None]
 
     def peer() -> None:
@@ -84,7 +85,7 @@ def first(side: str, args: argparse.Namespace) -> Callable[[], Any]:
 def decode(side: str, args: argparse.Namespace) -> Callable[[], Any]:
     settings = {"embed_dim": 128, "depth": 3, "num_heads": 4, "mlp_ratio": 3.0, "vocab_size": 768}
     language = Scratch(attn_implementation="eager", **settings).build(["The liver is normal."]).to(args.device).eval()
-    endless(language)
+    endless(language).cuda_graph = args.device == "cuda"
     embeds = torch.randn(1, 48, 128, device=args.device)
     mask = torch.ones(1, 48, dtype=torch.long, device=args.device)
 

@@ -2,7 +2,9 @@
 
     python benchmarks/mllm_step.py --json mllm_step.json        # SmolLM2-135M's and M3D's own sizes: minutes on a CPU
     python benchmarks/mllm_step.py --tiny                       # seconds, to see that it works
+    python benchmarks/mllm_step.py --threads 2                  # on both cores of the machine of the targets
     python benchmarks/mllm_step.py --device cuda --dtype bfloat16
+    python benchmarks/mllm_step.py --device cuda --dtype bfloat16 --llm 7b --batch 4   # one H200: 0.19 s at most
 
 The peer: MONAI's ViT (attention scores written out, the list of hidden states kept), 2 × 2 × 2 pooling and an MLP,
 LoRA r16 on every linear layer of the language model, encoder, projector, embedding and head trained, as M3D's
@@ -47,28 +49,35 @@ WORKS = {
 }
 
 
-def causal_lm(*, tiny: bool) -> nn.Module:
-    """SmolLM2-135M's shape with random weights."""
+# Shapes of a tiny Llama, SmolLM2-135M and Llama-2-7B: width, MLP, layers, heads, key-value heads, words, tied.
+LLMS = {
+    "tiny": (64, 96, 2, 4, 2, 2048, True),
+    "135m": (576, 1536, 30, 9, 3, 49152, True),
+    "7b": (4096, 11008, 32, 32, 32, 32000, False),
+}
+
+
+def causal_lm(llm: str) -> nn.Module:
+    """A language model of this shape with random weights; the large one in bfloat16."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "vocab_size": 2048}  # fmt: skip
-    full = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
-            "num_key_value_heads": 3, "vocab_size": 49152}  # fmt: skip
-    config = LlamaConfig(max_position_embeddings=2048, tie_word_embeddings=True, **(sizes if tiny else full))
-    return LlamaForCausalLM(config)
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+             "vocab_size", "tie_word_embeddings")  # fmt: skip
+    config = LlamaConfig(max_position_embeddings=2048, **dict(zip(names, LLMS[llm], strict=True)))
+    return LlamaForCausalLM(config).to(torch.bfloat16 if llm == "7b" else torch.float32)
 
 
 def shape(*, tiny: bool) -> tuple[int, int, int]:
     return TINY_SHAPE if tiny else SHAPE
 
 
-def our_model(*, tiny: bool, lora: bool = True) -> vol3d.VolumeLM:
+def our_model(llm: str, *, lora: bool = True) -> vol3d.VolumeLM:
     """ViT3D at M3D's size, spatial pooling, the language model."""
+    tiny = llm == "tiny"
     sizes = {"embed_dim": 96, "depth": 2, "num_heads": 3} if tiny else {}
     grid = tuple(size // patch for size, patch in zip(shape(tiny=tiny), (16, 16, 4), strict=True))
     words = train_tokenizer(["The liver is normal. There is a left pleural effusion."], 300)
-    language = LanguageModel(causal_lm(tiny=tiny), words, lora=Lora(rank=16, alpha=32) if lora else None)
+    language = LanguageModel(causal_lm(llm), words, lora=Lora(rank=16, alpha=32) if lora else None)
     return vol3d.VolumeLM(
         vol3d.encoders.create("m3d-clip", grid_size=grid, **sizes), partial(vol3d.SpatialPoolingProjector), language
     )
@@ -103,8 +112,9 @@ def full_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def text(batch: int, vocabulary: int, device: str) -> tuple[Tensor, Tensor]:
-    """256 words ids a row, the same for both sides: 20 of the prompt, 236 of the answer; and the labels."""
-    ids = torch.randint(300, vocabulary, (batch, 256), generator=torch.Generator().manual_seed(0)).to(device)
+    """256 word ids a row, 512 for the 7 B model, the same for both sides: 20 of the prompt, the answer; the labels."""
+    length = 512 if vocabulary == 32000 else 256
+    ids = torch.randint(300, vocabulary, (batch, length), generator=torch.Generator().manual_seed(0)).to(device)
     labels = ids.clone()
     labels[:, :20] = -100
     return ids, labels
@@ -133,15 +143,15 @@ def runner(side: str, args: argparse.Namespace) -> Any:
     """A function that takes one step, and its parameters."""
     from vol3d.model.adapters import with_lora
 
-    image = torch.rand(args.batch, 1, *shape(tiny=args.tiny), device=args.device)
+    image = torch.rand(args.batch, 1, *shape(tiny=args.llm == "tiny"), device=args.device)
     if side.endswith("loss"):
         return _loss_runner(side, args)
     if side == "peer-step":
-        model = with_lora(causal_lm(tiny=args.tiny), Lora(rank=16, alpha=32)).to(args.device).train()
+        model = with_lora(causal_lm(args.llm), Lora(rank=16, alpha=32)).to(args.device).train()
         model.get_input_embeddings().weight.requires_grad_()
-        encoder = PeerEncoder(model.config.hidden_size, tiny=args.tiny).to(args.device).train()
+        encoder = PeerEncoder(model.config.hidden_size, tiny=args.llm == "tiny").to(args.device).train()
         return (lambda: peer_step(encoder, model, image)), [*encoder.parameters(), *model.parameters()]
-    model = our_model(tiny=args.tiny).to(args.device).train()
+    model = our_model(args.llm).to(args.device).train()
     cached = None
     if side != "ours-trained":
         model.encoder.requires_grad_(False).eval()
@@ -155,10 +165,10 @@ def _loss_runner(side: str, args: argparse.Namespace) -> Any:
     """Head and loss alone, on hidden states that want a gradient; the peer trains its head, ours adapts the rest."""
     from vol3d.model.cross_entropy import linear_cross_entropy
 
-    width, words = (64, 2048) if args.tiny else (576, 49152)
+    width, words = LLMS[args.llm][0], LLMS[args.llm][5]
     head = nn.Linear(width, words, bias=False).to(args.device).requires_grad_(side == "peer-loss")
-    hidden = torch.randn(args.batch, 512, width, device=args.device, requires_grad=True)
     labels = F.pad(text(args.batch, words, args.device)[1], (256, 0), value=-100)
+    hidden = torch.randn(args.batch, labels.shape[1], width, device=args.device, requires_grad=True)
     chosen = labels[:, 1:] != -100
 
     def ours() -> Tensor:
@@ -204,7 +214,7 @@ def in_a_process(script: str, side: str, args: argparse.Namespace) -> dict[str, 
     """One measurement in a fresh Python."""
     command = [sys.executable, script, "--one", side, "--device", args.device, "--dtype", args.dtype]
     command += ["--batch", str(args.batch), "--repeats", str(args.repeats), "--threads", str(args.threads)]
-    command += ["--clock", args.clock] + ["--tiny"] * args.tiny
+    command += ["--clock", args.clock, "--llm", args.llm]
     if "organs" in args:  # an option of generation.py alone
         command += ["--organs", str(args.organs)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
@@ -243,7 +253,8 @@ def compare(script: str, works: dict[str, tuple[str, str, float, float | None]],
 def options(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the numbers here")
-    parser.add_argument("--tiny", action="store_true", help="small networks, volumes and vocabularies")
+    parser.add_argument("--llm", default="135m", choices=list(LLMS), help="7b: bfloat16, 512 text tokens, for a GPU")
+    parser.add_argument("--tiny", dest="llm", action="store_const", const="tiny", help="small networks and volumes")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--batch", type=int, default=1)
@@ -267,7 +278,7 @@ def write(name: str, rows: list[Any], args: argparse.Namespace) -> None:
         "rows": rows, "date": datetime.date.today().isoformat(), "vol3d": vol3d.__version__, "torch": torch.__version__,
         "transformers": transformers.__version__, "machine": platform.machine(), "gpu": gpu, "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1), "device": args.device, "dtype": args.dtype, "threads": args.threads,
-        "clock": args.clock, "tiny": args.tiny, "batch": args.batch, "rounds": args.rounds, "repeats": args.repeats,
+        "clock": args.clock, "llm": args.llm, "batch": args.batch, "rounds": args.rounds, "repeats": args.repeats,
         "organs_timed": getattr(args, "organs", None),
     }  # fmt: skip
     text = json.dumps(report, indent=2) + "\n"

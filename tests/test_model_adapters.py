@@ -218,3 +218,37 @@ def test_lora_computes_what_pefts_own_layer_computes(kind: dict[str, Any], dtype
     before = layer(x)
     layer.merge()
     torch.testing.assert_close(layer(x), before, rtol=0.05, atol=0.3 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_under_autocast_adapters_hold_one_input_and_no_copies() -> None:
+    """A bfloat16 base with fp32 adapters, as large models are trained; values are those of peft's layer to the bit."""
+    from peft.tuners.lora import Linear
+
+    model = language(lora=Lora(rank=2, alpha=4))
+    model.causal_lm.to(torch.bfloat16)
+    layers = [module for module in model.modules() if type(module) is Linear]
+    for layer in layers:
+        layer.lora_A.float()
+        torch.nn.init.normal_(layer.lora_B.float()["default"].weight)
+    embeds, labels, found, inputs = torch.randn(2, 24, 32, dtype=torch.bfloat16), torch.randint(5, 20, (2, 24)), [], []
+    for own in (True, False):
+        for layer in () if own else layers:
+            del layer.forward
+        kept: dict[int, torch.Tensor] = {}
+
+        def pack(tensor: torch.Tensor, kept: dict[int, torch.Tensor] = kept) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        model.zero_grad()
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with torch.autocast("cpu", torch.bfloat16), hooks:
+            loss = model.loss(embeds, torch.ones_like(labels), labels)
+        loss.backward()
+        found.append([loss.detach(), *[p.grad for p in model.parameters() if p.grad is not None]])
+        inputs.append(sum(tensor.shape in {(48, 32), (48, 48)} for tensor in kept.values()))
+    for expected, one in zip(*found, strict=True):
+        torch.testing.assert_close(one, expected, rtol=0, atol=0)
+    # A layer's q, k and v share one input, gate and up another, and o has its own; down's is made again.
+    assert inputs[0] <= 3 * 3
+    assert inputs[1] >= 3 * 6

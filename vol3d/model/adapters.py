@@ -71,13 +71,15 @@ def with_lora(model: PreTrainedModel, lora: Lora) -> nn.Module:
 
 
 def _scaled_early(self: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:
-    """peft's forward of one adapter, but the scale meets `rank` numbers a token instead of the layer's whole width."""
+    """peft's forward of one adapter, but the scale meets `rank` numbers a token instead of the layer's whole width; and
+    under autocast, which casts by itself, bfloat16 goes in as it is: q, k and v hold one tensor, not three copies."""
     if args or options or self.disable_adapters or self.merged or len(self.active_adapters) != 1:
         return type(self).forward(self, x, *args, **options)
     name, result = self.active_adapters[0], self.base_layer(x)
     down, up = self.lora_A[name], self.lora_B[name]
-    x = self.lora_dropout[name](self._cast_input_dtype(x, down.weight.dtype))
-    return (result + up(down(x) * self.scaling[name])).to(result.dtype)
+    if not torch.is_autocast_enabled(x.device.type):
+        x = self._cast_input_dtype(x, down.weight.dtype)
+    return (result + up(down(self.lora_dropout[name](x)) * self.scaling[name])).to(result.dtype)
 
 
 class PrefixStates(nn.Module):
