@@ -286,7 +286,8 @@ def write(name: str, rows: list[Any], args: argparse.Namespace) -> None:
         args.json.write_text(text, encoding="utf-8")
     if args.record:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{report['date']}-{name}-{args.device}.json").write_text(text, encoding="utf-8")
+        kind = args.device if args.threads == 1 else f"{args.device}-{args.threads}-threads"
+        (RESULTS / f"{report['date']}-{name}-{kind}.json").write_text(text, encoding="utf-8")
 
 
 def main() -> None:

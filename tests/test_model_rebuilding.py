@@ -17,6 +17,7 @@ import vol3d
 from vol3d.encoders.vit3d import Block
 from vol3d.model.adapters import Lora
 from vol3d.model.rebuilding import rebuild_gates, rebuilt
+from vol3d.training.rehearsal import Held
 
 CHEAP = {"norm": nn.LayerNorm(8), "activation": nn.GELU()}
 
@@ -86,26 +87,52 @@ def test_gradients_of_gradients_are_the_same() -> None:
     torch.testing.assert_close(lean, penalty(lambda x: linear(nn.functional.gelu(x))))
 
 
-def test_a_transformer_block_holds_a_third_less() -> None:
+def held(body: Callable[[], Tensor], module: nn.Module) -> int:
+    """Bytes a forward pass leaves for the backward pass, weights apart."""
+    with Held(module, torch.optim.SGD(module.parameters())) as counter:
+        loss = body()
+    assert loss.requires_grad
+    return counter.live - counter.weights
+
+
+def plain(cheap: Callable[..., Tensor], *inputs: Tensor, into: Callable[[Tensor], Tensor]) -> Tensor:
+    return into(cheap(*inputs))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_transformer_block_holds_a_third_less_and_no_more_when_checkpointed(
+    checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     block = Block(embed_dim=32, num_heads=2, mlp_ratio=4.0, qkv_bias=False)
-    x, sizes = torch.randn(1, 64, 32, requires_grad=True), []
-    weights = {p.untyped_storage().data_ptr() for p in block.parameters()}
-    for rebuilding in (True, False):
-        held: dict[int, Tensor] = {}
+    x = torch.randn(1, 64, 32, requires_grad=True)
 
-        def pack(tensor: Tensor, held: dict[int, Tensor] = held) -> Tensor:
-            held[tensor.untyped_storage().data_ptr()] = tensor
-            return tensor
+    def step() -> Tensor:
+        return (checkpoint(block, x, use_reentrant=False) if checkpointing else block(x)).sum()
 
-        def plain(cheap: Callable[..., Tensor], *inputs: Tensor, into: Callable[[Tensor], Tensor]) -> Tensor:
-            return into(cheap(*inputs))
+    lean = held(step, block)
+    monkeypatch.setattr("vol3d.encoders.vit3d.rebuilt", plain)
+    if checkpointing:
+        assert lean == held(step, block)
+    else:
+        assert lean < 0.67 * held(step, block)
 
-        with pytest.MonkeyPatch.context() as patch, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            if not rebuilding:
-                patch.setattr("vol3d.encoders.vit3d.rebuilt", plain)
-            block(x).sum()
-        sizes.append(sum(t.untyped_storage().nbytes() for at, t in held.items() if at not in weights))
-    assert sizes[0] < 0.67 * sizes[1]
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gates_hold_less_and_no_more_when_checkpointed(family: str, checkpointing: bool) -> None:
+    model = language(family, lora=Lora(rank=2, dropout=0.1 if checkpointing else 0.0)).train()
+    if checkpointing:
+        model.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+    embeds, labels = torch.randn(2, 64, 32, requires_grad=True), torch.randint(5, 20, (2, 64))
+    sizes = []
+    for lean in (True, False):
+        for layer in () if lean else model.causal_lm.get_decoder().layers:
+            del layer.mlp.forward
+        sizes.append(held(lambda: model.loss(embeds, torch.ones_like(labels), labels), model))
+    if checkpointing:
+        assert sizes[0] == sizes[1]
+    else:
+        assert sizes[1] - sizes[0] == 3 * 2 * (2 * 64 * 48 * 4), "of each layer, the opened gate and the product"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -20,8 +20,8 @@ def rebuilt(cheap: Callable[..., Tensor], *inputs: Tensor, into: Callable[[Tenso
     """`into(cheap(*inputs))`, without holding what `cheap` gives: the backward pass makes it again where `into` asks.
 
     Worth it where `cheap` reads what is held anyway and `into` is a matrix product: its weights' gradient needs its
-    input, which is as large as all else a block holds. Values and gradients are the same to the last bit.
-    Checkpointing and offloading around it see the inputs as they see any saved tensor.
+    input, which is as large as all else a block holds. Values and gradients are the same to the last bit. Inside
+    checkpointing or offloading, which decide by themselves what is held, nothing is changed.
 
     Args:
         cheap: elementwise or a norm, without chance in it. into: a linear layer, or what peft makes of one.
@@ -29,7 +29,7 @@ def rebuilt(cheap: Callable[..., Tensor], *inputs: Tensor, into: Callable[[Tenso
     Source: selective recomputation (Korthikanti et al. 2022, arXiv:2205.05198) of norms and activations; here by
     PyTorch's hooks for saved tensors.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiler decides by itself what to keep
+    if not _may_rebuild():
         return into(cheap(*inputs))
     kind = inputs[0].device.type
     casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
@@ -42,6 +42,14 @@ def rebuilt(cheap: Callable[..., Tensor], *inputs: Tensor, into: Callable[[Tenso
         return result.to(dtype) if casts and result.dtype == torch.float32 else result
 
     return _lean(make, inputs, into)
+
+
+def _may_rebuild() -> bool:
+    """Not without gradients, not for a compiler, which chooses by itself, and not inside other hooks for saved tensors
+    (checkpointing's): hooks do not nest, and what ours pass by would be held."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
 
 
 def _lean(make: Callable[..., Tensor], inputs: tuple[Tensor, ...], into: Callable[[Tensor], Tensor]) -> Tensor:
@@ -72,7 +80,7 @@ class _Made(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, result: Tensor, *inputs: Tensor) -> Tensor:
         ctx.save_for_backward(*inputs)
-        # Made by the first reader in the backward pass and kept for the others: checkpointing hands inputs out once.
+        # Made by the first reader in the backward pass and kept for the others.
         ctx.again, ctx.count = None, len(inputs)
         return result.view_as(result)
 
@@ -120,9 +128,7 @@ def _gated_in_one(self: Any, x: Tensor) -> Tensor:
 
 def _opened(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor, down: nn.Module) -> Tensor:
     def product(gate: Tensor, up: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return act(gate) * up
-        return _lean(act, (gate,), lambda opened: opened * up)
+        return _lean(act, (gate,), lambda opened: opened * up) if _may_rebuild() else act(gate) * up
 
     return rebuilt(product, gate, up, into=down)
 
