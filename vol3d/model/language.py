@@ -168,8 +168,7 @@ class LanguageModel(nn.Module):
         32
     """
 
-    cuda_graph = False
-    """Greedy decoding on a GPU replays one graph a token (`decoding.CapturedDecoder`); set it for long answers."""
+    cuda_graph = False  # on a GPU, for long answers: a token replays one graph (`decoding.CapturedDecoder`)
 
     def __init__(
         self,
