@@ -150,8 +150,7 @@ class LanguageModel(nn.Module):
     the vocabulary keeps its size and the weights stay loadable elsewhere.
 
     Args:
-        model: a transformers causal LM.
-        tokenizer: its tokenizer.
+        model: a transformers causal LM. tokenizer: its tokenizer.
         lora: wrap the model in LoRA adapters and freeze the base.
         prefix: learned keys and values before the first token; freezes the base.
         train: what learns (`vol3d.model.adapters.freeze`); None for the adapters where there are any, else everything.
