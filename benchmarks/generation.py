@@ -52,7 +52,7 @@ def endless(language: LanguageModel) -> LanguageModel:
 def organs(side: str, args: argparse.Namespace) -> Callable[[], Any]:
     model = our_model(args.llm, lora=False).to(args.device).eval()
     endless(model.language)
-    image = torch.rand(1, 1, *shape(tiny=args.llm == "tiny"), device=args.device)
+    image = torch.rand(1, 1, *shape(args.llm), device=args.device)
     prompts = [f"<volume>Generate a radiology report for {organ}###\n" for organ in ORGANS]
 
     def ours() -> None:
@@ -66,12 +66,12 @@ def organs(side: str, args: argparse.Namespace) -> Callable[[], Any]:
 
 
 def first(side: str, args: argparse.Namespace) -> Callable[[], Any]:
-    image = torch.rand(1, 1, *shape(tiny=args.llm == "tiny"), device=args.device)
+    image = torch.rand(1, 1, *shape(args.llm), device=args.device)
     if side.startswith("ours"):
         model = our_model(args.llm, lora=False).to(args.device).eval()
         return lambda: model.generate(model.encode(image), ["<volume>Report:"], max_new_tokens=1)
     model = causal_lm(args.llm).to(args.device).eval()
-    encoder = PeerEncoder(model.config.hidden_size, tiny=args.llm == "tiny").to(args.device).eval()
+    encoder = PeerEncoder(model.config.hidden_size, args.llm).to(args.device).eval()
     words = torch.arange(8, device=args.device)[None]
 
     def peer() -> None:

@@ -49,7 +49,9 @@ WORKS = {
 }
 
 
-# Shapes of a tiny Llama, SmolLM2-135M and Llama-2-7B: width, MLP, layers, heads, key-value heads, words, tied.
+# Shapes of a tiny Llama, SmolLM2-135M and Llama-2-7B: width, MLP, layers, heads, key-value heads, words, tied; and how
+# many text tokens they are given.
+TEXT = {"tiny": 256, "135m": 256, "7b": 512}
 LLMS = {
     "tiny": (64, 96, 2, 4, 2, 2048, True),
     "135m": (576, 1536, 30, 9, 3, 49152, True),
@@ -67,15 +69,15 @@ def causal_lm(llm: str) -> nn.Module:
     return LlamaForCausalLM(config).to(torch.bfloat16 if llm == "7b" else torch.float32)
 
 
-def shape(*, tiny: bool) -> tuple[int, int, int]:
-    return TINY_SHAPE if tiny else SHAPE
+def shape(llm: str) -> tuple[int, int, int]:
+    """Of the volume that goes with this language model."""
+    return TINY_SHAPE if llm == "tiny" else SHAPE
 
 
 def our_model(llm: str, *, lora: bool = True) -> vol3d.VolumeLM:
     """ViT3D at M3D's size, spatial pooling, the language model."""
-    tiny = llm == "tiny"
-    sizes = {"embed_dim": 96, "depth": 2, "num_heads": 3} if tiny else {}
-    grid = tuple(size // patch for size, patch in zip(shape(tiny=tiny), (16, 16, 4), strict=True))
+    sizes = {"embed_dim": 96, "depth": 2, "num_heads": 3} if llm == "tiny" else {}
+    grid = tuple(size // patch for size, patch in zip(shape(llm), (16, 16, 4), strict=True))
     words = train_tokenizer(["The liver is normal. There is a left pleural effusion."], 300)
     language = LanguageModel(causal_lm(llm), words, lora=Lora(rank=16, alpha=32) if lora else None)
     return vol3d.VolumeLM(
@@ -86,12 +88,12 @@ def our_model(llm: str, *, lora: bool = True) -> vol3d.VolumeLM:
 class PeerEncoder(nn.Module):
     """MONAI's ViT as M3D builds it, and its pooling projector."""
 
-    def __init__(self, width_out: int, *, tiny: bool) -> None:
+    def __init__(self, width_out: int, llm: str) -> None:
         super().__init__()
         from monai.networks.nets import ViT
 
-        x, y, z = shape(tiny=tiny)
-        width, depth, heads = (96, 2, 3) if tiny else (768, 12, 12)
+        x, y, z = shape(llm)
+        width, depth, heads = (96, 2, 3) if llm == "tiny" else (768, 12, 12)
         self.grid = (z // 4, x // 16, y // 16)
         self.vit = ViT(1, (z, x, y), (4, 16, 16), width, 4 * width, depth, heads, proj_type="perceptron",
                        pos_embed_type="learnable", classification=True)  # fmt: skip
@@ -111,28 +113,28 @@ def full_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(shifted.view(-1, shifted.shape[-1]), labels[:, 1:].contiguous().view(-1), ignore_index=-100)
 
 
-def text(batch: int, vocabulary: int, device: str) -> tuple[Tensor, Tensor]:
-    """256 word ids a row, 512 for the 7 B model, the same for both sides: 20 of the prompt, the answer; the labels."""
-    length = 512 if vocabulary == 32000 else 256
-    ids = torch.randint(300, vocabulary, (batch, length), generator=torch.Generator().manual_seed(0)).to(device)
+def text(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Word ids, the same for both sides: 20 a row of the prompt, then the answer; and the labels."""
+    shape, words = (args.batch, TEXT[args.llm]), LLMS[args.llm][5]
+    ids = torch.randint(300, words, shape, generator=torch.Generator().manual_seed(0)).to(args.device)
     labels = ids.clone()
     labels[:, :20] = -100
     return ids, labels
 
 
-def our_step(model: vol3d.VolumeLM, image: Tensor, cached: Any, dtype: torch.dtype) -> Tensor:
+def our_step(model: vol3d.VolumeLM, image: Tensor, cached: Any, args: argparse.Namespace) -> Tensor:
     features = model.encode(image) if cached is None else cached
     visual = model.project(features)
-    ids, labels = text(len(visual), model.language.causal_lm.config.vocab_size, visual.device.type)
+    ids, labels = text(args)
     embeds = model.language.causal_lm.get_input_embeddings()(ids)
     embeds = torch.cat([visual.to(embeds.dtype), embeds], dim=1)
     labels = F.pad(labels, (visual.shape[1], 0), value=-100)
     return model.language.loss(embeds, torch.ones_like(labels), labels)
 
 
-def peer_step(encoder: PeerEncoder, model: nn.Module, image: Tensor) -> Tensor:
+def peer_step(encoder: PeerEncoder, model: nn.Module, image: Tensor, args: argparse.Namespace) -> Tensor:
     visual = encoder(image)
-    ids, labels = text(len(visual), model.config.vocab_size, visual.device.type)
+    ids, labels = text(args)
     embeds = torch.cat([visual, model.get_input_embeddings()(ids)], dim=1)
     labels = F.pad(labels, (visual.shape[1], 0), value=-100)
     logits = model(inputs_embeds=embeds, attention_mask=torch.ones_like(labels), use_cache=False).logits
@@ -143,14 +145,14 @@ def runner(side: str, args: argparse.Namespace) -> Any:
     """A function that takes one step, and its parameters."""
     from vol3d.model.adapters import with_lora
 
-    image = torch.rand(args.batch, 1, *shape(tiny=args.llm == "tiny"), device=args.device)
+    image = torch.rand(args.batch, 1, *shape(args.llm), device=args.device)
     if side.endswith("loss"):
         return _loss_runner(side, args)
     if side == "peer-step":
         model = with_lora(causal_lm(args.llm), Lora(rank=16, alpha=32)).to(args.device).train()
         model.get_input_embeddings().weight.requires_grad_()
-        encoder = PeerEncoder(model.config.hidden_size, tiny=args.llm == "tiny").to(args.device).train()
-        return (lambda: peer_step(encoder, model, image)), [*encoder.parameters(), *model.parameters()]
+        encoder = PeerEncoder(model.config.hidden_size, args.llm).to(args.device).train()
+        return (lambda: peer_step(encoder, model, image, args)), [*encoder.parameters(), *model.parameters()]
     model = our_model(args.llm).to(args.device).train()
     cached = None
     if side != "ours-trained":
@@ -158,7 +160,7 @@ def runner(side: str, args: argparse.Namespace) -> Any:
     if side == "ours-cached":
         with torch.no_grad():
             cached = model.encode(image)
-    return (lambda: our_step(model, image, cached, torch.float32)), list(model.parameters())
+    return (lambda: our_step(model, image, cached, args)), list(model.parameters())
 
 
 def _loss_runner(side: str, args: argparse.Namespace) -> Any:
@@ -167,7 +169,7 @@ def _loss_runner(side: str, args: argparse.Namespace) -> Any:
 
     width, words = LLMS[args.llm][0], LLMS[args.llm][5]
     head = nn.Linear(width, words, bias=False).to(args.device).requires_grad_(side == "peer-loss")
-    labels = F.pad(text(args.batch, words, args.device)[1], (256, 0), value=-100)
+    labels = F.pad(text(args)[1], (256, 0), value=-100)
     hidden = torch.randn(args.batch, labels.shape[1], width, device=args.device, requires_grad=True)
     chosen = labels[:, 1:] != -100
 

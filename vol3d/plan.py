@@ -120,25 +120,25 @@ def _stage(rehearsal: _Rehearsal, name: str, room: float, tflops: float | int) -
 
 def _advice(recipe: Sequence[str], samples: list[Sample], worst: StagePlan, room: float) -> list[str]:
     """What makes the heaviest stage fit, each remedy tried by itself."""
+
+    def needs(total: float) -> str:
+        return f"{total / GB:.2f} GB, {'fits' if total <= room else 'not enough alone'}"
+
     advice = []
     if worst.largest_batch:
         advice.append(f"--data.batch_size {worst.largest_batch} fits (accumulate_grad_batches makes up for it)")
     lighter = _Rehearsal(recipe, samples, checkpointing=True)
     total = lighter(worst.stage, worst.batch_size).total
     if total < worst.total:
-        fits = "fits" if total <= room else "not enough alone"
         where = "encoder and language.Pretrained"
-        advice.append(f"recomputing activations (checkpointing: true, of {where}): {total / GB:.2f} GB, {fits}")
+        advice.append(f"recomputing activations (checkpointing: true, of {where}): {needs(total)}")
     if lighter.quantize():
         total = lighter(worst.stage, worst.batch_size).total
-        fits = "fits" if total <= room else "not enough alone"
-        advice.append(f"and a 4-bit base (quantization: 4bit): about {total / GB:.2f} GB, {fits}")
+        advice.append(f"and a 4-bit base (quantization: 4bit): about {needs(total)}")
     saved = worst.optimizer * (1 - STATE_SHARE["paged_adamw_8bit"] / STATE_SHARE[lighter.module.optimizer])
     if saved > 0.05 * worst.total:
-        total = worst.total - saved
-        fits = "fits" if total <= room else "not enough alone"
         advice.append(
-            f"AdamW's moments in 8 bits (--model.optimizer paged_adamw_8bit): {total / GB:.2f} GB, {fits}; what is "
+            f"AdamW's moments in 8 bits (--model.optimizer paged_adamw_8bit): {needs(worst.total - saved)}; what is "
             "too much goes to the CPU's memory"
         )
     if not any("fits" in line and "not enough" not in line for line in advice):

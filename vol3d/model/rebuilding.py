@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 from types import MethodType
 from typing import Any
 
@@ -108,6 +109,7 @@ def rebuild_gates(model: nn.Module) -> int:
     return changed
 
 
+@cache
 def _body(kind: type[nn.Module]) -> str:
     """What a module's forward does, on one line."""
     try:
