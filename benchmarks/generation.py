@@ -125,6 +125,7 @@ def measure(side: str, args: argparse.Namespace) -> dict[str, float]:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--organs", type=int, default=len(ORGANS), help="of Merlin's loop to time; each costs the same")
+    parser.set_defaults(threads=1)  # a token's time is mostly the host's
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.one:
