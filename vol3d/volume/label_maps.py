@@ -53,10 +53,9 @@ def resample_labels(
     if all(axis.whole for axis in axes):
         return resample_nearest(labels, axes)
     smooth = spacing is not None and _gains(axes, back=back)
-    numbers, compact = _numbered(labels)
     total = torch.zeros(tuple(axis.size for axis in axes))
     best, winner = torch.zeros_like(total), torch.zeros(total.shape, dtype=torch.int16)
-    for number, place in zip(numbers, ndimage.find_objects(compact, max_label=len(numbers)), strict=True):
+    for number, place in _places(labels):
         wide = tuple(slice(max(0, s.start - 4), min(n, s.stop + 4)) for s, n in zip(place, labels.shape, strict=True))
         local, target = zip(*[_crop(axis, part) for axis, part in zip(axes, wide, strict=True)], strict=True)
         share = _share(labels[wide], number, local, spacing if smooth else None, back=back)
@@ -118,14 +117,32 @@ def _returning(voxels: NDArray[np.bool_], others: NDArray[np.bool_], axes: Axes,
     return found
 
 
-def _numbered(labels: NDArray[np.generic]) -> tuple[list[int], NDArray[np.int32]]:
-    """The labels that occur, and the map with them renumbered 1, 2, …"""
-    low = int(labels.min())
-    counts = np.bincount((labels.astype(np.int32) - low).ravel(order="K"))
+def _places(labels: NDArray[np.generic]) -> list[tuple[int, tuple[slice, ...]]]:
+    """The labels that occur, 0 apart, in their order, and the box of each. Slice by slice as they lie in memory."""
+    order = np.argsort([-abs(stride) for stride in labels.strides], kind="stable")
+    laid = labels.transpose(order)
+    there = laid != 0
+    filled = [np.flatnonzero(there.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    if not filled[0].size:
+        return []
+    box = tuple(slice(int(along[0]), int(along[-1]) + 1) for along in filled)
+    part = laid[box]
+    low = int(part.min())
+    counts = np.zeros(int(part.max()) - low + 1, dtype=np.intp)
+    for values in part:
+        counts += np.bincount((values.astype(np.intp) - low).ravel(), minlength=len(counts))
     numbers = [int(index) + low for index in np.flatnonzero(counts) if index + low != 0]
-    table = np.zeros(len(counts), dtype=np.int32)
+    table = np.zeros(len(counts), dtype=np.min_scalar_type(len(numbers)))
     table[[number - low for number in numbers]] = np.arange(1, len(numbers) + 1)
-    return numbers, table[labels.astype(np.int32) - low]
+    compact = np.empty(part.shape, table.dtype)
+    for index, values in enumerate(part):
+        compact[index] = table[values.astype(np.intp) - low]
+    back = np.argsort(order)
+    found = []
+    for number, place in zip(numbers, ndimage.find_objects(compact, max_label=len(numbers)), strict=True):
+        whole = [slice(own.start + outer.start, own.stop + outer.start) for own, outer in zip(place, box, strict=True)]
+        found.append((number, tuple(whole[axis] for axis in back)))
+    return found
 
 
 def _crop(axis: Axis, part: slice) -> tuple[Axis, slice]:
