@@ -13,11 +13,13 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 import vol3d
 from vol3d import cli
 from vol3d.cli import main
 from vol3d.commands.command import Command
+from vol3d.model.inference import usable
 
 TINY = {"studies": 3, "seed": 1, "shape": (24, 24, 16), "split": (1, 1, 1)}
 
@@ -213,6 +215,35 @@ def test_wrong_arguments(refused: Callable[..., str]) -> None:
     assert re.search(r"studies is 0: give at least 1", refused("phantom", "out", "--studies", "0"))
 
 
+def test_a_device_that_is_not_there(refused: Callable[..., str], model: Path, there: Path) -> None:
+    image = write_ct(there / "ct.nii.gz")
+    for argv in (["report", model, image], ["codes", model, image], ["evaluate", model, "m.jsonl", "--out", "scores"]):
+        said = refused(*argv, "--device", "cuda:99")
+        assert re.search(r"device 'cuda:99' cannot be used: torch \S+ finds \d+ GPUs here; give cpu", said)
+    assert re.search(r"device 'gpu' cannot be used", refused("report", model, image, "--device", "gpu"))
+
+
+def test_a_graph_is_not_captured_on_a_cpu(refused: Callable[..., str], model: Path) -> None:
+    said = refused("evaluate", model, "m.jsonl", "--out", "scores", "--device", "cpu", "--cuda-graph")
+    assert "--cuda-graph is for a GPU and the model runs on cpu" in said
+
+
+def test_a_gpu_is_taken_where_there_is_one() -> None:
+    assert usable("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert usable("cpu") == torch.device("cpu")
+
+
+def test_memory_that_does_not_suffice_for_a_verb_is_told_with_what_helps(
+    refused: Callable[..., str], model: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of")
+
+    monkeypatch.setattr("vol3d.model.inference.TrainedModel.report", full)
+    said = refused("report", model, phantoms.parent / "images/study-00000.nii.gz")
+    assert "CUDA out of memory: give a smaller --batch-size, another GPU (--device cuda:1) or --device cpu" in said
+
+
 # --- exit codes, json, help --------------------------------------------------------------------------------
 
 
@@ -278,6 +309,15 @@ def test_json_is_one_object_and_nothing_else(
     data = json.loads(out)
     assert isinstance(data, dict)
     assert keys.get(argv, set()) <= data.keys()
+
+
+def test_volumes_read_ahead_and_from_a_cache_are_the_same_to_a_model(there: Path, phantoms: Path, model: Path) -> None:
+    ahead = ["--out", "ahead", "--workers", "2", "--cache", "cache", "--device", "cpu"]
+    for options in (["--out", "plain"], ahead):
+        assert main(["evaluate", str(model), str(phantoms), *options, "--probes", "blank"]) == 0
+    for name in ("predictions.jsonl", "probe-blank.jsonl"):
+        assert (there / "plain" / name).read_text() == (there / "ahead" / name).read_text()
+    assert list((there / "cache").rglob("*.safetensors"))
 
 
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,6 +136,21 @@ def test_a_manifest_is_embedded_and_found_again_by_image_and_words(
     assert len(json.loads(capsys.readouterr().out)["hits"]) == 2
 
 
+def test_volumes_are_read_ahead_by_other_processes_and_kept(data: Path, tmp_path: Path) -> None:
+    folder = model(tmp_path / "model")
+    plain = embed(folder, data, tmp_path / "plain", batch_size=3)
+    cache = tmp_path / "cache"
+    asked = ["embed", folder, data, "-o", tmp_path / "ahead", "--workers", 2, "--cache", cache, "--batch-size", 3]
+    assert main([str(word) for word in asked]) == 0
+    both = [search(tmp_path / name, "There is a left pleural effusion.", 4) for name in ("plain", "ahead")]
+    assert both[0] == both[1]
+    assert len(list(cache.rglob("*.safetensors"))) == len(plain) == 4
+    (tmp_path / "s1.nii.gz").write_bytes(b"no longer an image")
+    with pytest.raises(ValueError, match=r"^study 's1': .*s1\.nii\.gz"):  # one line, though another process read it
+        embed(vol3d.load(folder, cache=cache), data, tmp_path / "broken", workers=2)
+    assert not (tmp_path / "broken").exists()
+
+
 def test_one_volume_or_a_batch_give_one_vector(data: Path, tmp_path: Path) -> None:
     trained = vol3d.load(model(tmp_path / "model"))
     one = trained.embed(tmp_path / "s1.nii.gz")

@@ -158,6 +158,10 @@ class Toy(TrainedModel):
         mask = found.finding_mask if volume.finding_mask else None
         return replace(found, study=volume, finding_mask=mask)
 
+    def read_ahead(self, studies, *, masks=True, workers=0):
+        for study in studies:
+            yield self.sample(study if masks else replace(study, mask=None, finding_mask=None))
+
     def predict(self, samples, tasks=None):
         batch = collate(list(samples))
         seen = Features(torch.zeros(len(batch), 1, 1), (1, 1, 1))

@@ -78,6 +78,8 @@ def _one_line(error: Exception) -> str:
     message = " ".join(str(error).split()) or "no message"
     if isinstance(error, (ValueError, OSError, ImportError)):
         return message
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be imported
+        return f"{message.split('. ')[0]}: give a smaller --batch-size, another GPU (--device cuda:1) or --device cpu"
     return f"{type(error).__name__}: {message} (this may be a bug; VOL3D_DEBUG=1 shows where)"
 
 

@@ -29,3 +29,16 @@ class Result:
     data: dict[str, Any]
     text: str
     code: int = 0
+
+
+def add_device(verb: argparse.ArgumentParser) -> None:
+    """The option that says where a model runs."""
+    verb.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+
+
+def add_reading(verb: argparse.ArgumentParser) -> None:
+    """How a manifest's volumes are read: many at once, and not again where they lie ready."""
+    verb.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read volumes (default: 0)")
+    verb.add_argument(
+        "--cache", metavar="DIR", help="read volumes from where `vol3d prepare` put them, or put them there"
+    )

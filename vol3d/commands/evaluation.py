@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vol3d.commands.command import Command, Result
+from vol3d.commands.command import Command, Result, add_device, add_reading
 
 
 def _evaluate_arguments(verb: argparse.ArgumentParser) -> None:
@@ -13,7 +13,8 @@ def _evaluate_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--out", required=True, metavar="DIR")
     verb.add_argument("--split", default=None, help="only this split (default: test, or all when there is none)")
     verb.add_argument("--batch-size", type=int, default=16, metavar="N")
-    verb.add_argument("--device", default="cpu", help="where the model runs (default: cpu)")
+    add_device(verb)
+    add_reading(verb)
     verb.add_argument("--cuda-graph", action="store_true", help="on a GPU: write long answers by one captured graph")
     verb.add_argument("--seed", type=int, default=0, help="of the bootstrap and the blind baseline (default: 0)")
     verb.add_argument("--replicates", type=int, default=1000, metavar="N", help="bootstrap draws (default: 1000)")
@@ -52,6 +53,7 @@ def _evaluate(arguments: argparse.Namespace) -> Result:
         "seed": arguments.seed,
         "replicates": arguments.replicates,
         "predictions": arguments.predictions,
+        "workers": arguments.workers,
         "overwrite": arguments.overwrite,
         "probes": probes is not None and (probes or True),
         "by": arguments.by,
@@ -67,7 +69,9 @@ def _evaluate(arguments: argparse.Namespace) -> Result:
         ),
         "progress": True,
     }
-    model = load(arguments.model, device=arguments.device)
+    model = load(arguments.model, device=arguments.device, cache=arguments.cache)
+    if arguments.cuda_graph and model.model.device.type != "cuda":
+        raise ValueError(f"--cuda-graph is for a GPU and the model runs on {model.model.device}: leave one of them out")
     if arguments.cuda_graph and model.model.language is not None:
         model.model.language.cuda_graph = True
     if arguments.suite:

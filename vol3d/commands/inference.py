@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from vol3d.commands.command import Command, Result
+from vol3d.commands.command import Command, Result, add_device, add_reading
 
 
 def _of_image(verb: argparse.ArgumentParser) -> None:
@@ -15,6 +15,7 @@ def _of_image(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--series", help="which of a folder's series: UID, number or description")
     verb.add_argument("--modality", help="what it is where it is no CT in HU (MR, PT); CT vouches for its values")
     verb.add_argument("--irregular", choices=["resample"], help="interpolate uneven DICOM slices, else refused")
+    add_device(verb)
 
 
 def _read(arguments: argparse.Namespace) -> Any:
@@ -31,7 +32,7 @@ def _report(arguments: argparse.Namespace) -> Result:
     from vol3d.text.sections import split_organs, split_report
 
     start = time.perf_counter()
-    model = load(arguments.model)
+    model = load(arguments.model, device=arguments.device)
     text = model.report(_read(arguments))
     parts = split_report(text)
     data = {
@@ -54,7 +55,7 @@ def _ask_arguments(verb: argparse.ArgumentParser) -> None:
 def _ask(arguments: argparse.Namespace) -> Result:
     from vol3d.model.inference import load
 
-    answer = load(arguments.model).ask(_read(arguments), arguments.question, arguments.choices)
+    answer = load(arguments.model, device=arguments.device).ask(_read(arguments), arguments.question, arguments.choices)
     return Result({"question": arguments.question, "choices": arguments.choices, "answer": answer}, answer)
 
 
@@ -70,7 +71,7 @@ def _segment(arguments: argparse.Namespace) -> Result:
     from vol3d.model.inference import load
     from vol3d.volume.export import write
 
-    mask = load(arguments.model).segment(_read(arguments), arguments.prompt)
+    mask = load(arguments.model, device=arguments.device).segment(_read(arguments), arguments.prompt)
     write(mask, arguments.out)
     voxels = int((mask > 0).sum())
     volume_ml = voxels * float(abs(np.linalg.det(mask.affine.numpy()[:3, :3]))) / 1000
@@ -87,7 +88,7 @@ def _codes_arguments(verb: argparse.ArgumentParser) -> None:
 def _codes(arguments: argparse.Namespace) -> Result:
     from vol3d.model.inference import load
 
-    found = load(arguments.model).codes(_read(arguments))
+    found = load(arguments.model, device=arguments.device).codes(_read(arguments))
     lines = [f"{probability:.3f}  {code}" for code, probability in list(found.items())[: arguments.k]]
     return Result({"codes": found}, "\n".join(lines))
 
@@ -97,12 +98,17 @@ def _embed_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("manifest", metavar="MANIFEST")
     verb.add_argument("-o", "--out", required=True, metavar="INDEX", help="folder to write")
     verb.add_argument("--batch-size", type=int, default=8, metavar="N")
+    add_device(verb)
+    add_reading(verb)
 
 
 def _embed(arguments: argparse.Namespace) -> Result:
     from vol3d.model.index import embed
+    from vol3d.model.inference import load
 
-    index = embed(arguments.model, arguments.manifest, arguments.out, batch_size=arguments.batch_size, progress=True)
+    model = load(arguments.model, device=arguments.device, cache=arguments.cache)
+    pace = {"batch_size": arguments.batch_size, "workers": arguments.workers}
+    index = embed(model, arguments.manifest, arguments.out, **pace, progress=True)
     data = {"index": str(arguments.out), "studies": len(index), "dim": index.dim}
     return Result(data, f"{len(index)} studies, {index.dim} numbers each: {arguments.out}")
 
@@ -111,12 +117,13 @@ def _search_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("index", metavar="INDEX", help="folder that `vol3d embed` wrote")
     verb.add_argument("query", metavar="IMAGE_OR_TEXT", help="a volume's path, or words")
     verb.add_argument("-k", type=int, default=10, metavar="K")
+    add_device(verb)
 
 
 def _search(arguments: argparse.Namespace) -> Result:
     from vol3d.model.index import search
 
-    hits = search(arguments.index, arguments.query, arguments.k)
+    hits = search(arguments.index, arguments.query, arguments.k, device=arguments.device)
     lines = [f"{hit['score']:.3f}  {hit['study']}" for hit in hits]
     return Result({"query": arguments.query, "hits": hits}, "\n".join(lines))
 

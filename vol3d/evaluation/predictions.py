@@ -221,13 +221,21 @@ class Looker:
     """Shows a model volumes and keeps what it says; what is kept already is not asked again.
 
     Args:
+        workers: processes that read volumes ahead.
         may_run: False reads only: a pass that is not complete on the shelf is then None.
     """
 
     def __init__(
-        self, trained: TrainedModel, shelf: Shelf, batch_size: int = 16, *, may_run: bool = True, progress: bool = False
+        self,
+        trained: TrainedModel,
+        shelf: Shelf,
+        batch_size: int = 16,
+        workers: int = 0,
+        *,
+        may_run: bool = True,
+        progress: bool = False,
     ) -> None:
-        self.trained, self.shelf, self.batch_size = trained, shelf, batch_size
+        self.trained, self.shelf, self.batch_size, self.workers = trained, shelf, batch_size, workers
         self.may_run, self.progress = may_run, progress
         self.seconds = 0.0
 
@@ -254,19 +262,16 @@ class Looker:
         if missing and not self.may_run:
             return None
         start = time.perf_counter()
+        # A prediction reads no mask, so none is loaded unless the change needs it.
+        read = self.trained.read_ahead([other for _, other in missing], masks=masks, workers=self.workers)
         for batch in self._watched(name, missing, len(studies)):
-            samples = [self._sample(study, other, change, masks) for study, other in batch]
+            samples = [replace(next(read), study=study) for study, _ in batch]
+            samples = samples if change is None else [change(sample) for sample in samples]
             predicted = self.trained.predict(samples, tasks)
             self.shelf.append(name, predicted)
             rows |= {row["study"]: row for row in predicted}
         self.seconds += time.perf_counter() - start
         return {study.study: rows[study.study] for study in studies}
-
-    def _sample(self, study: Study, other: Study, change: Callable[[Sample], Sample] | None, masks: bool) -> Sample:
-        """A prediction reads no mask, so none is loaded unless the change needs it."""
-        own = other if masks else replace(other, mask=None, finding_mask=None)
-        sample = replace(self.trained.sample(own), study=study)
-        return sample if change is None else change(sample)
 
     def _watched(self, name: str, pairs: list[Any], total: int) -> Iterator[list[Any]]:
         from tqdm import tqdm

@@ -31,6 +31,7 @@ def evaluate(
     out: str | Path,
     split: str | None = None,
     batch_size: int = 16,
+    workers: int = 0,
     history: str | Path | None = None,
     replicates: int = 1000,
     seed: int = 0,
@@ -51,6 +52,7 @@ def evaluate(
     Args:
         model: a loaded model or its folder.
         split: rows to score; None takes "test", or every row when the manifest has no split.
+        workers: processes that read volumes ahead of the model; what they read is kept where the model has a cache.
         history: a run's metrics.csv, for the loss curve on the page; None takes the one beside the model's folder.
         replicates: bootstrap draws for each interval. seed: of the bootstrap and of the blind baseline.
         predictions: score this file (or folder, or what `vol3d predict` wrote) without showing the model a volume.
@@ -90,7 +92,9 @@ def evaluate(
     validation = _validation(judged, whole, studies)
     leakage = check_leakage(whole, looks=looks(whole, progress=progress) if duplicates else None)
     out = Path(out)
-    look, rows = _predict(trained, judged, [*studies, *validation], out, predictions, overwrite, batch_size, progress)
+    look, rows = _predict(
+        trained, judged, [*studies, *validation], out, predictions, overwrite, (batch_size, workers), progress
+    )
     checked = check_rows(rows, [*studies, *validation])
     rows, notes = checked.rows, checked.notes
     scored = [study for study in scored if study.study in rows]
@@ -171,13 +175,13 @@ def _predict(
     out: Path,
     given: str | Path | None,
     overwrite: bool,
-    batch_size: int,
+    pace: tuple[int, int],
     progress: bool,
 ) -> tuple[Looker, dict[str, dict[str, Any]]]:
-    """The rows, and who may show the model more volumes."""
+    """The rows, and who may show the model more volumes. `pace`: studies at once, processes that read."""
     made_by = fingerprint(trained, studies)
     if given is None:
-        look = Looker(trained, Shelf(out, made_by, overwrite=overwrite), batch_size, progress=progress)
+        look = Looker(trained, Shelf(out, made_by, overwrite=overwrite), *pace, progress=progress)
         return look, look(NAME, tasks, studies) or {}
     rows = read_predictions(given)
     folder = Path(given) if Path(given).is_dir() else Path(given).parent
@@ -195,7 +199,7 @@ def _predict(
     else:
         shelf = Shelf(out, json.loads(card.read_text(encoding="utf-8")) if card.is_file() else made_by, check=False)
     kept = shelf if folder.resolve() == out.resolve() else Shelf(folder, made_by, check=False, write=False)
-    return Looker(trained, kept, batch_size, may_run=False), rows
+    return Looker(trained, kept, may_run=False), rows
 
 
 def _score(tasks: Sequence[Task], evidence: Evidence, look: Looker) -> dict[str, Any]:

@@ -8,8 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +18,6 @@ from numpy import ndarray
 
 if TYPE_CHECKING:
     from vol3d.data.manifest import Manifest
-    from vol3d.data.study import Study
     from vol3d.model.inference import TrainedModel
 
 EXACT_UP_TO = 100_000
@@ -147,12 +145,14 @@ def embed(
     out: str | Path,
     *,
     batch_size: int = 8,
+    workers: int = 0,
     progress: bool = False,
 ) -> VolumeIndex:
     """Index every study of a manifest by its volume's vector, and save the index to `out`.
 
     Args:
         model: a trained model with a retrieval task, or its folder; the index remembers where it lies.
+        workers: processes that read volumes ahead of the model.
 
     Raises:
         ValueError: the model has no retrieval task, or the manifest no study.
@@ -161,15 +161,15 @@ def embed(
     from tqdm import tqdm
 
     from vol3d.data.manifest import Manifest
-    from vol3d.model.inference import TrainedModel, load
+    from vol3d.model.inference import TrainedModel, batched, load
 
     trained = model if isinstance(model, TrainedModel) else load(model)
     task = trained._task("retrieval")
     studies = list(manifest if isinstance(manifest, Manifest) else Manifest.read(manifest))
     vectors, bar = [], tqdm(total=len(studies), desc="embed", unit="study", disable=not progress)
     with bar, torch.inference_mode():
-        for group in _groups(studies, batch_size):
-            features, _ = trained._see(*(trained.sample(_unmasked(study)) for study in group))
+        for group in batched(trained.read_ahead(studies, masks=False, workers=workers), batch_size):
+            features, _ = trained._see(*group)
             vectors.append(task.embed_volume(trained.model, features).float().cpu().numpy())
             bar.update(len(group))
     table = np.concatenate(vectors) if vectors else np.zeros((0, 1), np.float32)
@@ -181,11 +181,11 @@ def embed(
     return index
 
 
-def search(folder: str | Path, query: str | Path, k: int = 10) -> list[dict[str, Any]]:
+def search(folder: str | Path, query: str | Path, k: int = 10, *, device: str = "cpu") -> list[dict[str, Any]]:
     """The studies of an index that are nearest to a volume or to words.
 
     Args:
-        folder: what `embed` wrote. query: a volume's path, or a text.
+        folder: what `embed` wrote. query: a volume's path, or a text. device: where the model runs, as `load` has it.
 
     Raises:
         ValueError: an image that is not there, or a model that is gone or has other weights than it had then.
@@ -204,7 +204,7 @@ def search(folder: str | Path, query: str | Path, k: int = 10) -> list[dict[str,
             "models cannot be compared"
         )
     is_image = _is_image(query)
-    model = load(index.model)
+    model = load(index.model, device=device)
     vector = model.embed(query) if is_image else model.embed_text(str(query))
     return index.search(vector.float().cpu().numpy(), k)
 
@@ -215,18 +215,6 @@ def _is_image(query: str | Path) -> bool:
     if isinstance(query, Path) or query.lower().endswith(_IMAGE_ENDINGS):
         raise ValueError(f"{query}: no such file or folder; give a volume that exists, or words to search for")
     return False
-
-
-def _unmasked(study: Study) -> Study:
-    from dataclasses import replace
-
-    return replace(study, mask=None, finding_mask=None)
-
-
-def _groups(studies: Iterable[Study], size: int) -> Iterator[list[Study]]:
-    held = iter(studies)
-    while group := list(islice(held, size)):
-        yield group
 
 
 def _digest(folder: Path) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,8 @@ import torch
 from torch import Tensor
 
 from vol3d.data.batch import Batch, Sample, collate
+from vol3d.data.cache import MASKS, VolumeCache, sample
+from vol3d.data.parallel import map_in_order
 from vol3d.data.study import Study
 from vol3d.model.interfaces import Features, Task
 from vol3d.model.volume_lm import VolumeLM
@@ -21,16 +25,39 @@ if TYPE_CHECKING:
     from vol3d.volume.grid import Grid
 
 
-def load(folder: str | Path, *, device: str = "cpu") -> TrainedModel:
+def load(folder: str | Path, *, device: str = "cpu", cache: str | Path | None = None) -> TrainedModel:
     """Load a saved model folder for inference.
 
+    Args:
+        device: as torch names it, "cuda:1"; "auto" takes a GPU where there is one.
+        cache: folder that `vol3d prepare` filled: a manifest's studies are read from it, and put there when they are
+            not. None puts each on the grid at every visit.
+
     Raises:
-        ValueError: the folder is not a saved model (what is missing is named).
+        ValueError: the folder is not a saved model (what is missing is named), or torch has no such device.
     """
     from vol3d.model.pretrained import build
 
+    place = usable(device)
     model, tasks, grid = build(folder)
-    return TrainedModel(model, tasks, grid, folder=Path(folder)).to(device)
+    return TrainedModel(model, tasks, grid, folder=Path(folder), cache=cache).to(place)
+
+
+def usable(device: str | torch.device) -> torch.device:
+    """The device of this name; "auto" is a GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: torch does not know it, or cannot use it here.
+    """
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        gpus = torch.cuda.device_count()
+        raise ValueError(
+            f"device {str(device)!r} cannot be used: torch {torch.__version__} finds {gpus} GPUs here; give cpu"
+            f"{', cuda:0' if gpus else ''}{f' to cuda:{gpus - 1}' if gpus > 1 else ''} or auto"
+        ) from error
 
 
 class TrainedModel:
@@ -40,10 +67,25 @@ class TrainedModel:
     cannot be known.
     """
 
-    def __init__(self, model: VolumeLM, tasks: dict[str, Task], grid: Grid, *, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        model: VolumeLM,
+        tasks: dict[str, Task],
+        grid: Grid,
+        *,
+        folder: Path | None = None,
+        cache: str | Path | None = None,
+    ) -> None:
         self.model, self.tasks, self.grid, self.folder = model.eval(), tasks, grid, folder
+        self.reader = Reader(grid, None if cache is None else VolumeCache(cache, grid))
 
-    def to(self, device: str) -> TrainedModel:
+    def to(self, device: str | torch.device) -> TrainedModel:
+        """Move model and tasks, as `load` does.
+
+        Raises:
+            ValueError: torch has no such device.
+        """
+        device = usable(device)
         for module in (self.model, *self.tasks.values()):
             module.to(device)
         return self
@@ -106,14 +148,23 @@ class TrainedModel:
     def sample(self, volume: Study | MetaTensor | str | Path) -> Sample:
         """Put one volume, or a manifest's study with its masks, on the model's grid."""
         if isinstance(volume, Study):
-            from vol3d.data.cache import sample
-
-            return sample(volume, self.grid)
+            return self.reader(volume)
         path = Path(volume) if isinstance(volume, (str, Path)) else None
         volume = self._read(volume)
         image = path or Path(str(volume.meta.get("filename", "volume")))
         on_grid = self.grid.resample(volume)
         return Sample(Study(study=image.name, image=image), on_grid.as_tensor(), on_grid.affine)
+
+    def read_ahead(self, studies: Sequence[Study], *, masks: bool = True, workers: int = 0) -> Iterator[Sample]:
+        """Studies on the model's grid, in their order, read ahead by `workers` processes (0: as they are asked for).
+
+        Raises:
+            ValueError, FileNotFoundError: a study that cannot be read, by its name.
+        """
+        for found in map_in_order(partial(self.reader.attempt, masks=masks), studies, workers):
+            if isinstance(found, Exception):
+                raise found
+            yield found
 
     def _read(self, volume: MetaTensor | str | Path) -> MetaTensor:
         from monai.data import MetaTensor
@@ -152,13 +203,26 @@ class TrainedModel:
         )
 
 
+@dataclass(frozen=True)
+class Reader:
+    """Puts a manifest's studies on a grid, through the cache where there is one. Other processes may be given it."""
+
+    grid: Grid
+    cache: VolumeCache | None = None
+
+    def __call__(self, study: Study, *, masks: bool = True) -> Sample:
+        chosen = MASKS if masks else ()
+        return sample(study, self.grid, chosen) if self.cache is None else self.cache.get(study, chosen)
+
+    def attempt(self, study: Study, *, masks: bool) -> Sample | Exception:
+        """What goes wrong is handed back, to be raised where it is asked for."""
+        try:
+            return self(study, masks=masks)
+        except (ValueError, OSError) as error:
+            return error
+
+
 def batched(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
     """Lists of at most `size` samples."""
-    held: list[Sample] = []
-    for sample in samples:
-        held.append(sample)
-        if len(held) == size:
-            yield held
-            held = []
-    if held:
+    while held := list(islice(samples, size)):
         yield held
