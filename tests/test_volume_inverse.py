@@ -16,6 +16,7 @@ from volume_files import SHARED, geometries, needs_shared, oblique, save_nifti
 from vol3d.volume.geometry import Geometry
 from vol3d.volume.grid import Grid
 from vol3d.volume.label_fields import TO_COARSE, TO_FINE, border_depth
+from vol3d.volume.label_maps import _places
 from vol3d.volume.read import read, read_mask
 
 MERLIN = Grid.preset("merlin")
@@ -24,6 +25,23 @@ SMALL = Grid(spacing=MERLIN.spacing, shape=(44, 44, 24))
 ORIENTATIONS = [
     (order, flips) for order in itertools.permutations(range(3)) for flips in itertools.product([1, -1], repeat=3)
 ]
+
+
+@pytest.mark.parametrize(("order", "flips"), ORIENTATIONS)
+@pytest.mark.parametrize("labels", [(), (1,), (-7, 3, 300), tuple(range(1, 400))])
+def test_labels_are_found_with_their_boxes_however_they_lie(
+    order: tuple[int, ...], flips: tuple[int, ...], labels: tuple[int, ...]
+) -> None:
+    random = np.random.default_rng(len(labels))
+    volume = np.zeros((9, 12, 7), np.int16, order="F")
+    for label in labels:
+        volume[tuple(random.integers(size) for size in volume.shape)] = label
+    turned = volume.transpose(order)[tuple(slice(None, None, flip) for flip in flips)]
+    expected = []
+    for label in np.unique(turned[turned != 0]):
+        where = np.nonzero(turned == label)
+        expected.append((int(label), tuple(slice(int(at.min()), int(at.max()) + 1) for at in where)))
+    assert _places(turned) == expected
 
 
 def dice(one: np.ndarray, other: np.ndarray) -> float:
