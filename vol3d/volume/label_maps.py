@@ -118,31 +118,15 @@ def _returning(voxels: NDArray[np.bool_], others: NDArray[np.bool_], axes: Axes,
 
 
 def _places(labels: NDArray[np.generic]) -> list[tuple[int, tuple[slice, ...]]]:
-    """The labels that occur, 0 apart, in their order, and the box of each. Slice by slice as they lie in memory."""
+    """The labels that occur, 0 apart, in their order, and the box of each; looked for as they lie in memory."""
     order = np.argsort([-abs(stride) for stride in labels.strides], kind="stable")
-    laid = labels.transpose(order)
-    there = laid != 0
-    filled = [np.flatnonzero(there.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    if not filled[0].size:
-        return []
-    box = tuple(slice(int(along[0]), int(along[-1]) + 1) for along in filled)
-    part = laid[box]
-    low = int(part.min())
-    counts = np.zeros(int(part.max()) - low + 1, dtype=np.intp)
-    for values in part:
-        counts += np.bincount((values.astype(np.intp) - low).ravel(), minlength=len(counts))
-    numbers = [int(index) + low for index in np.flatnonzero(counts) if index + low != 0]
-    table = np.zeros(len(counts), dtype=np.min_scalar_type(len(numbers)))
-    table[[number - low for number in numbers]] = np.arange(1, len(numbers) + 1)
-    compact = np.empty(part.shape, table.dtype)
-    for index, values in enumerate(part):
-        compact[index] = table[values.astype(np.intp) - low]
-    back = np.argsort(order)
-    found = []
-    for number, place in zip(numbers, ndimage.find_objects(compact, max_label=len(numbers)), strict=True):
-        whole = [slice(own.start + outer.start, own.stop + outer.start) for own, outer in zip(place, box, strict=True)]
-        found.append((number, tuple(whole[axis] for axis in back)))
-    return found
+    laid, back = labels.transpose(order), np.argsort(order)
+    laid = laid.view(np.uint8) if laid.dtype == bool else laid
+    low = int(laid.min())
+    shift = 1 - low if low < 0 else 0  # scipy looks for 1 and more
+    laid = laid.astype(np.int64) + shift if shift else laid
+    found = enumerate(ndimage.find_objects(laid, max_label=int(laid.max())), start=1 - shift)
+    return [(number, tuple(place[axis] for axis in back)) for number, place in found if place is not None and number]
 
 
 def _crop(axis: Axis, part: slice) -> tuple[Axis, slice]:
