@@ -231,6 +231,24 @@ def sample(study: Study, grid: Grid, masks: Collection[str] = MASKS, room: Room 
         return _sample(study, grid, lambda study, mask, make, room: _moved(make(), room), masks, room)
 
 
+@dataclass(frozen=True)
+class Reader:
+    """Puts a manifest's studies on a grid, through the cache where there is one. Other processes may be given it."""
+
+    grid: Grid
+    cache: VolumeCache | None = None
+
+    def __call__(self, study: Study, masks: Collection[str] = MASKS, room: Room = no_room) -> Sample:
+        return sample(study, self.grid, masks, room) if self.cache is None else self.cache.get(study, masks, room)
+
+    def attempt(self, study: Study, masks: Collection[str] = MASKS) -> Sample | Exception:
+        """What goes wrong is handed back, to be raised where it is asked for."""
+        try:
+            return self(study, masks)
+        except (ValueError, OSError) as error:
+            return error
+
+
 Through = Callable[[Study, Path | None, Callable[[], dict[str, Tensor]], Room], dict[str, Tensor]]
 
 

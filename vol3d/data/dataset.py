@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from vol3d.data.batch import Batch, Sample, collate
-from vol3d.data.cache import MASKS, VolumeCache, sample
+from vol3d.data.cache import MASKS, Reader, VolumeCache
 from vol3d.data.entries import Compression, Room, no_room
 from vol3d.data.manifest import Manifest
 from vol3d.data.priors import with_prior_reports
@@ -54,7 +54,7 @@ class VolumeDataset(Dataset[Sample]):
         self.manifest = manifest
         self.grid = grid
         self.masks = _masks(masks)
-        self.cache = None if cache is None else VolumeCache(cache, grid, compression)
+        self.reader = Reader(grid, None if cache is None else VolumeCache(cache, grid, compression))
         self.kept: dict[int, Sample] | None = {} if in_memory else None
         self.slots = Slots()
 
@@ -82,10 +82,7 @@ class VolumeDataset(Dataset[Sample]):
         return [_copied(self[index], partial(place, row)) for row, index in enumerate(indices)]
 
     def _read(self, index: int, room: Room = no_room) -> Sample:
-        study = self.manifest[index]
-        if self.cache is None:
-            return sample(study, self.grid, self.masks, room)
-        return self.cache.get(study, self.masks, room)
+        return self.reader(self.manifest[index], self.masks, room)
 
 
 def _masks(masks: bool | Sequence[str]) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -56,3 +57,10 @@ def map_in_order(function: Callable[[Item], Result], items: Sequence[Item], work
                 "What was finished is kept: run the same command again"
             ) from error
         raise
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of at most `size` items, as they come."""
+    left = iter(items)
+    while held := list(islice(left, size)):
+        yield held

@@ -8,11 +8,11 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vol3d.data.formats import atomic
+from vol3d.data.parallel import batched
 
 if TYPE_CHECKING:
     from vol3d.data.batch import Sample
@@ -264,8 +264,9 @@ class Looker:
         start = time.perf_counter()
         # A prediction reads no mask, so none is loaded unless the change needs it.
         read = self.trained.read_ahead([other for _, other in missing], masks=masks, workers=self.workers)
-        for batch in self._watched(name, missing, len(studies)):
-            samples = [replace(next(read), study=study) for study, _ in batch]
+        pairs = zip(missing, read, strict=True)
+        for batch in self._watched(name, pairs, len(missing), len(studies)):
+            samples = [replace(sample, study=study) for (study, _), sample in batch]
             samples = samples if change is None else [change(sample) for sample in samples]
             predicted = self.trained.predict(samples, tasks)
             self.shelf.append(name, predicted)
@@ -273,12 +274,12 @@ class Looker:
         self.seconds += time.perf_counter() - start
         return {study.study: rows[study.study] for study in studies}
 
-    def _watched(self, name: str, pairs: list[Any], total: int) -> Iterator[list[Any]]:
+    def _watched(self, name: str, pairs: Iterable[Any], left: int, total: int) -> Iterator[list[Any]]:
         from tqdm import tqdm
 
-        done = total - len(pairs)
-        left = iter(pairs)
-        with tqdm(total=total, initial=done, desc=name, unit="study", disable=not self.progress or not pairs) as bar:
-            while batch := list(islice(left, self.batch_size)):
+        with tqdm(
+            total=total, initial=total - left, desc=name, unit="study", disable=not (self.progress and left)
+        ) as bar:
+            for batch in batched(pairs, self.batch_size):
                 yield batch
                 bar.update(len(batch))

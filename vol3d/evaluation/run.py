@@ -93,7 +93,7 @@ def evaluate(
     leakage = check_leakage(whole, looks=looks(whole, progress=progress) if duplicates else None)
     out = Path(out)
     look, rows = _predict(
-        trained, judged, [*studies, *validation], out, predictions, overwrite, (batch_size, workers), progress
+        trained, judged, [*studies, *validation], out, predictions, overwrite, batch_size, workers, progress
     )
     checked = check_rows(rows, [*studies, *validation])
     rows, notes = checked.rows, checked.notes
@@ -175,13 +175,14 @@ def _predict(
     out: Path,
     given: str | Path | None,
     overwrite: bool,
-    pace: tuple[int, int],
+    batch_size: int,
+    workers: int,
     progress: bool,
 ) -> tuple[Looker, dict[str, dict[str, Any]]]:
-    """The rows, and who may show the model more volumes. `pace`: studies at once, processes that read."""
+    """The rows, and who may show the model more volumes."""
     made_by = fingerprint(trained, studies)
     if given is None:
-        look = Looker(trained, Shelf(out, made_by, overwrite=overwrite), *pace, progress=progress)
+        look = Looker(trained, Shelf(out, made_by, overwrite=overwrite), batch_size, workers, progress=progress)
         return look, look(NAME, tasks, studies) or {}
     rows = read_predictions(given)
     folder = Path(given) if Path(given).is_dir() else Path(given).parent

@@ -161,7 +161,8 @@ def embed(
     from tqdm import tqdm
 
     from vol3d.data.manifest import Manifest
-    from vol3d.model.inference import TrainedModel, batched, load
+    from vol3d.data.parallel import batched
+    from vol3d.model.inference import TrainedModel, load
 
     trained = model if isinstance(model, TrainedModel) else load(model)
     task = trained._task("retrieval")

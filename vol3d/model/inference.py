@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vol3d.data.batch import Batch, Sample, collate
-from vol3d.data.cache import MASKS, VolumeCache, sample
+from vol3d.data.cache import MASKS, Reader, VolumeCache
 from vol3d.data.parallel import map_in_order
 from vol3d.data.study import Study
 from vol3d.model.interfaces import Features, Task
@@ -161,7 +160,7 @@ class TrainedModel:
         Raises:
             ValueError, FileNotFoundError: a study that cannot be read, by its name.
         """
-        for found in map_in_order(partial(self.reader.attempt, masks=masks), studies, workers):
+        for found in map_in_order(partial(self.reader.attempt, masks=MASKS if masks else ()), studies, workers):
             if isinstance(found, Exception):
                 raise found
             yield found
@@ -201,28 +200,3 @@ class TrainedModel:
             f"this model was not trained for {kind!r}; it predicts {', '.join(kinds) or 'nothing by itself'}: train it "
             f"with a recipe that has a task for {kind!r}"
         )
-
-
-@dataclass(frozen=True)
-class Reader:
-    """Puts a manifest's studies on a grid, through the cache where there is one. Other processes may be given it."""
-
-    grid: Grid
-    cache: VolumeCache | None = None
-
-    def __call__(self, study: Study, *, masks: bool = True) -> Sample:
-        chosen = MASKS if masks else ()
-        return sample(study, self.grid, chosen) if self.cache is None else self.cache.get(study, chosen)
-
-    def attempt(self, study: Study, *, masks: bool) -> Sample | Exception:
-        """What goes wrong is handed back, to be raised where it is asked for."""
-        try:
-            return self(study, masks=masks)
-        except (ValueError, OSError) as error:
-            return error
-
-
-def batched(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
-    """Lists of at most `size` samples."""
-    while held := list(islice(samples, size)):
-        yield held

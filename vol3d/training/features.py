@@ -9,18 +9,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 
-from vol3d.data.batch import Batch, collate
-from vol3d.data.cache import FillReport, VolumeCache
+from vol3d.data.batch import Batch, Sample, collate
+from vol3d.data.cache import FillReport, Reader, VolumeCache
 from vol3d.data.identity import file_identity
 from vol3d.data.manifest import Manifest
+from vol3d.data.parallel import batched, map_in_order
 from vol3d.data.shards import shard as part_of
 from vol3d.data.study import Study
+from vol3d.model.inference import usable
 from vol3d.model.interfaces import Encoder, Features
 from vol3d.volume.atomic import atomic, save_tensors
 from vol3d.volume.grid import Grid
@@ -218,12 +221,12 @@ def prepare_features(
         device: None takes a GPU when there is one.
 
     Raises:
-        ValueError: a precision whose features training could not reproduce.
+        ValueError: a device that torch does not have, or a precision whose features training could not reproduce.
     """
     start = time.monotonic()
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = usable(device or "auto")
     encoder, grid, precision = encoder_of(source)
-    encoder = encoder.eval().to(device)
+    encoder = encoder.eval().to(place)
     manifest = manifest if isinstance(manifest, Manifest) else Manifest.read(manifest)
     chosen = manifest if all(study.split is None for study in manifest) else manifest.split("train")
     chosen = chosen if shard is None else part_of(chosen, *shard)
@@ -233,8 +236,8 @@ def prepare_features(
     ready = len(chosen) - len(missing) - len(failed)
     size = batch_size if grid.shape is not None else 1
     for samples in _read(VolumeCache(cache, grid), missing, size, workers, failed, progress=progress):
-        batch = collate(samples).to(device)
-        with torch.no_grad(), autocast(precision, device):
+        batch = collate(samples).to(place)
+        with torch.no_grad(), autocast(precision, place):
             features = encoder(grid.window_hu(batch.image), batch.affine)
         for row, study in enumerate(batch.studies):
             store.put(study, replace(features, scales=())[[row]])
@@ -266,30 +269,20 @@ def _there(store: FeatureStore, study: Study, failed: dict[str, str]) -> bool:
 
 def _read(
     cache: VolumeCache, studies: list[Study], size: int, workers: int, failed: dict[str, str], *, progress: bool
-) -> Iterator[list[Any]]:
+) -> Iterator[list[Sample]]:
     """Batches of samples, prepared on the way; what cannot be read goes to `failed`."""
     from tqdm import tqdm
 
-    from vol3d.data.parallel import map_in_order
+    def good() -> Iterator[Sample]:
+        read = map_in_order(partial(Reader(cache.grid, cache).attempt, masks=()), studies, workers)
+        found = zip(studies, read, strict=True)
+        for study, sample in tqdm(found, desc="encode", unit="study", total=len(studies), disable=not progress):
+            if isinstance(sample, Exception):
+                failed[study.study] = str(sample)
+            else:
+                yield sample
 
-    def sample(study: Study) -> Any:
-        try:
-            return cache.get(replace(study, mask=None, finding_mask=None))
-        except (ValueError, OSError) as error:
-            return str(error)
-
-    held: list[Any] = []
-    found = zip(studies, map_in_order(sample, studies, workers), strict=True)
-    for study, read in tqdm(found, desc="encode", unit="study", total=len(studies), disable=not progress):
-        if isinstance(read, str):
-            failed[study.study] = read
-            continue
-        held.append(read)
-        if len(held) == size:
-            yield held
-            held = []
-    if held:
-        yield held
+    return batched(good(), size)
 
 
 def encoder_of(source: str | Path) -> tuple[Encoder, Grid, str]:
@@ -309,14 +302,14 @@ def encoder_of(source: str | Path) -> tuple[Encoder, Grid, str]:
     return parts.model.encoder, parts.datamodule.grid, parts.precision
 
 
-def autocast(precision: str, device: str) -> AbstractContextManager[Any]:
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """What the trainer of this precision wraps a step in.
 
     Raises:
         ValueError: a precision that changes the weights themselves.
     """
     if precision in _AUTOCAST:
-        return torch.autocast(torch.device(device).type, _AUTOCAST[precision])
+        return torch.autocast(device.type, _AUTOCAST[precision])
     if precision == "32-true":
         return nullcontext()
     raise ValueError(
