@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vol3d.model.inference import TrainedModel
 
 
 @dataclass(frozen=True)
@@ -42,3 +45,10 @@ def add_reading(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--cache", metavar="DIR", help="read volumes from where `vol3d prepare` put them, or put them there"
     )
+
+
+def trained_model(arguments: argparse.Namespace) -> TrainedModel:
+    """The model a verb names, where `add_device` and `add_reading` say."""
+    from vol3d.model.inference import load
+
+    return load(arguments.model, device=arguments.device, cache=getattr(arguments, "cache", None))

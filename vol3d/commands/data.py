@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from vol3d.commands.command import Command, Result
+from vol3d.commands.command import Command, Result, add_device
 
 if TYPE_CHECKING:
     from vol3d.data.cache import FillReport
@@ -67,6 +67,7 @@ def _prepare_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--workers", type=int, default=1, metavar="N")
     verb.add_argument("--batch-size", type=int, default=8, metavar="N", help="studies encoded at once (default: 8)")
     verb.add_argument("--compression", choices=["blosc2"], help="half the disk, more time to read")
+    add_device(verb)
 
 
 def _prepare(arguments: argparse.Namespace) -> Result:
@@ -106,6 +107,7 @@ def _features(arguments: argparse.Namespace, shard: tuple[int, int] | None) -> F
         shard=shard,
         batch_size=arguments.batch_size,
         workers=arguments.workers,
+        device=arguments.device,
         progress=True,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vol3d.commands.command import Command, Result, add_device, add_reading
+from vol3d.commands.command import Command, Result, add_device, add_reading, trained_model
 
 
 def _evaluate_arguments(verb: argparse.ArgumentParser) -> None:
@@ -43,7 +43,6 @@ def _evaluate(arguments: argparse.Namespace) -> Result:
     from vol3d.evaluation.run import evaluate
     from vol3d.evaluation.summary import summary
     from vol3d.evaluation.wording import wording
-    from vol3d.model.inference import load
 
     probes = arguments.probes
     options = {
@@ -69,7 +68,7 @@ def _evaluate(arguments: argparse.Namespace) -> Result:
         ),
         "progress": True,
     }
-    model = load(arguments.model, device=arguments.device, cache=arguments.cache)
+    model = trained_model(arguments)
     if arguments.cuda_graph and model.model.device.type != "cuda":
         raise ValueError(f"--cuda-graph is for a GPU and the model runs on {model.model.device}: leave one of them out")
     if arguments.cuda_graph and model.model.language is not None:

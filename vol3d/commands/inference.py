@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from vol3d.commands.command import Command, Result, add_device, add_reading
+from vol3d.commands.command import Command, Result, add_device, add_reading, trained_model
 
 
 def _of_image(verb: argparse.ArgumentParser) -> None:
@@ -28,11 +28,10 @@ def _read(arguments: argparse.Namespace) -> Any:
 def _report(arguments: argparse.Namespace) -> Result:
     from pathlib import Path
 
-    from vol3d.model.inference import load
     from vol3d.text.sections import split_organs, split_report
 
     start = time.perf_counter()
-    model = load(arguments.model, device=arguments.device)
+    model = trained_model(arguments)
     text = model.report(_read(arguments))
     parts = split_report(text)
     data = {
@@ -53,9 +52,7 @@ def _ask_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def _ask(arguments: argparse.Namespace) -> Result:
-    from vol3d.model.inference import load
-
-    answer = load(arguments.model, device=arguments.device).ask(_read(arguments), arguments.question, arguments.choices)
+    answer = trained_model(arguments).ask(_read(arguments), arguments.question, arguments.choices)
     return Result({"question": arguments.question, "choices": arguments.choices, "answer": answer}, answer)
 
 
@@ -68,10 +65,9 @@ def _segment_arguments(verb: argparse.ArgumentParser) -> None:
 def _segment(arguments: argparse.Namespace) -> Result:
     import numpy as np
 
-    from vol3d.model.inference import load
     from vol3d.volume.export import write
 
-    mask = load(arguments.model, device=arguments.device).segment(_read(arguments), arguments.prompt)
+    mask = trained_model(arguments).segment(_read(arguments), arguments.prompt)
     write(mask, arguments.out)
     voxels = int((mask > 0).sum())
     volume_ml = voxels * float(abs(np.linalg.det(mask.affine.numpy()[:3, :3]))) / 1000
@@ -86,9 +82,7 @@ def _codes_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def _codes(arguments: argparse.Namespace) -> Result:
-    from vol3d.model.inference import load
-
-    found = load(arguments.model, device=arguments.device).codes(_read(arguments))
+    found = trained_model(arguments).codes(_read(arguments))
     lines = [f"{probability:.3f}  {code}" for code, probability in list(found.items())[: arguments.k]]
     return Result({"codes": found}, "\n".join(lines))
 
@@ -104,11 +98,9 @@ def _embed_arguments(verb: argparse.ArgumentParser) -> None:
 
 def _embed(arguments: argparse.Namespace) -> Result:
     from vol3d.model.index import embed
-    from vol3d.model.inference import load
 
-    model = load(arguments.model, device=arguments.device, cache=arguments.cache)
     pace = {"batch_size": arguments.batch_size, "workers": arguments.workers}
-    index = embed(model, arguments.manifest, arguments.out, **pace, progress=True)
+    index = embed(trained_model(arguments), arguments.manifest, arguments.out, **pace, progress=True)
     data = {"index": str(arguments.out), "studies": len(index), "dim": index.dim}
     return Result(data, f"{len(index)} studies, {index.dim} numbers each: {arguments.out}")
 
