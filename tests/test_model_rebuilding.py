@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from small_language import FAMILIES, language
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import vol3d
@@ -19,7 +21,7 @@ from vol3d.model.adapters import Lora
 from vol3d.model.rebuilding import rebuild_gates, rebuilt
 from vol3d.training.rehearsal import Held
 
-CHEAP = {"norm": nn.LayerNorm(8), "activation": nn.GELU()}
+CHEAP = {"norm": nn.LayerNorm(8), "GELU": nn.GELU(), "GELU by tanh": nn.GELU("tanh"), "ReLU": nn.ReLU()}
 
 
 def gradients(run: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) -> list[Tensor]:
@@ -75,7 +77,8 @@ def test_without_gradients_nothing_is_wrapped() -> None:
     assert not rebuilt(nn.functional.gelu, torch.randn(2, 8), into=linear).requires_grad
 
 
-def test_gradients_of_gradients_are_the_same() -> None:
+@pytest.mark.parametrize("activation", [nn.GELU(), nn.functional.gelu])
+def test_gradients_of_gradients_are_the_same(activation: Callable[[Tensor], Tensor]) -> None:
     linear, x = nn.Linear(8, 6), torch.randn(4, 8)
 
     def penalty(body: Callable[[Tensor], Tensor]) -> Tensor:
@@ -83,7 +86,7 @@ def test_gradients_of_gradients_are_the_same() -> None:
         (slope,) = torch.autograd.grad(body(point).square().sum(), point, create_graph=True)
         return torch.autograd.grad(slope.square().sum(), linear.weight)[0]
 
-    lean = penalty(lambda x: rebuilt(nn.functional.gelu, x, into=linear))
+    lean = penalty(lambda x: rebuilt(activation, x, into=linear))
     torch.testing.assert_close(lean, penalty(lambda x: linear(nn.functional.gelu(x))))
 
 
@@ -93,6 +96,22 @@ def held(body: Callable[[], Tensor], module: nn.Module) -> int:
         loss = body()
     assert loss.requires_grad
     return counter.live - counter.weights
+
+
+@pytest.mark.parametrize(("activation", "wide"), [(nn.GELU(), 2), (nn.functional.gelu, 3)])
+def test_gelus_gradient_is_written_where_its_result_lay(activation: Callable[[Tensor], Tensor], wide: int) -> None:
+    widen, narrow, made = nn.Linear(8, 32), nn.Linear(32, 8), []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made.append(func(*args, **(kwargs or {})))
+            return made[-1]
+
+    loss = rebuilt(activation, widen(torch.randn(64, 8)), into=narrow).sum()
+    with Watching():
+        loss.backward()
+    pieces = {out.untyped_storage().data_ptr() for out in made if isinstance(out, Tensor) and out.shape == (64, 32)}
+    assert len(pieces) == wide, "the result made again, its gradient, and another tensor where there is no such reuse"
 
 
 def plain(cheap: Callable[..., Tensor], *inputs: Tensor, into: Callable[[Tensor], Tensor]) -> Tensor:
