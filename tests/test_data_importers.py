@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 
 from vol3d.data.excel import read_excel
+from vol3d.data.importers import npy_to_nifti
 from vol3d.data.manifest import Manifest
+from vol3d.volume.grid import Grid
+from vol3d.volume.read import read
 
 
 def nifti(path: Path, array: np.ndarray | None = None) -> Path:
@@ -115,12 +118,23 @@ def test_m3d_is_written_as_what_it_is(tmp_path: Path) -> None:
     [study] = Manifest.from_m3d(tmp_path / "M3D_Cap.json", tmp_path / "out")
     assert (study.report, study.split, study.patient) == ("A caption.", "train", "ct_case_000006")
     assert study.meta == {"modality": "M3D", "spacing": "unknown"}
-    from vol3d.volume.read import read
-
     on_disk = read(study.image, modality="M3D")
     assert on_disk.shape == (1, 8, 6, 4)
-    [spot] = np.argwhere(on_disk[0].numpy() == 1)
+    [spot] = np.argwhere(on_disk[0].numpy() == 10_000)
     assert spot.tolist() == [0, 3, 1], "x grows to the right: the left is at 0"
+
+
+def test_m3d_keeps_its_shades_on_the_grid(tmp_path: Path) -> None:
+    volume = np.random.default_rng(0).random((1, 4, 6, 8)).astype(np.float32)
+    np.save(tmp_path / "a.npy", volume)
+    path = npy_to_nifti(tmp_path / "a.npy", tmp_path / "a.nii.gz")
+    grid = Grid(shape=(8, 6, 4), window="minmax", orientation="LPS")
+    seen = grid(read(path, modality="M3D"))[0].numpy().transpose(2, 1, 0)
+    shades = (volume[0] - volume.min()) / (volume.max() - volume.min())
+    np.testing.assert_allclose(seen, shades, atol=1e-4)
+    np.save(tmp_path / "hu.npy", 100 * volume)
+    with pytest.raises(ValueError, match=r"hu.npy holds .* M3D's volumes 0 to 1"):
+        npy_to_nifti(tmp_path / "hu.npy", tmp_path / "hu.nii.gz")
 
 
 def test_totalsegmentator_merges_masks_under_the_same_numbers(tmp_path: Path) -> None:

@@ -461,3 +461,31 @@ def test_mask_on_its_own_grid_fills_the_volume_grid() -> None:
 def test_plain_tensor_has_no_place() -> None:
     with pytest.raises(ValueError, match=r"a plain tensor of shape .* has no affine"):
         Grid.preset("merlin").resample(torch.zeros(1, 4, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [
+        (1.0, r"0.001 to 0.999 are .* by 10000"),
+        (20.0, r"fractions.* by 1000"),
+        (5e4, r"50000.* by 0\.1"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_other_modalities_that_whole_numbers_cannot_hold_are_refused(
+    tmp_path: Path, factor: float, said: str, suffix: str
+) -> None:
+    values = np.linspace(0, factor, 16 * 16 * 8, dtype=np.float32).reshape(16, 16, 8)
+    path = save_nifti(tmp_path / f"pt{suffix}", values)
+    grid = Grid(spacing=(1.5, 1.5, 1.5), window="percentile")
+    for place in (grid.read, lambda path, modality: grid(read(path, modality=modality))):
+        with pytest.raises(ValueError, match=rf"pt{suffix}: values .*{said}"):
+            place(path, modality="PT")
+        assert place(path, modality="CT").shape == (1, 16, 16, 15), "HU are whole numbers enough"
+    stored = save_nifti(tmp_path / f"scaled{suffix}", values * {1.0: 1e4, 20.0: 1e3, 5e4: 0.1}[factor])
+    assert grid.read(stored, modality="PT").unique().numel() > 500
+
+
+def test_whole_numbers_of_other_modalities_are_taken_however_few(tmp_path: Path) -> None:
+    path = save_nifti(tmp_path / "mr.nii", np.arange(8 * 8 * 8, dtype=np.uint8).reshape(8, 8, 8) % 12)
+    assert Grid(shape=(8, 8, 8), window="minmax").read(path, modality="MR").unique().tolist() == list(range(12))

@@ -146,7 +146,8 @@ def from_m3d(path: str | Path, out: str | Path) -> Manifest:
     """M3D-Cap: the JSON of {split: [{image, text}]} with `.npy` volumes and `.txt` captions beside it.
 
     The published volumes are (1, 32, 256, 256) in the order (slice, row, column), scaled to 0–1, without spacing or
-    HU; which way the slices run is not said. They are written to `out` as NIfTI of 1 mm voxels and carry
+    HU; which way the slices run is not said. They are written to `out` as NIfTI of 1 mm voxels, 0–1 as 0 to 10,000
+    since a grid holds whole numbers ("minmax", M3D's own window, sees no difference), and carry
     `meta.modality` = "M3D" and `meta.spacing` = "unknown", so that nobody takes them for CT in HU. `validation`
     becomes "val", `test` and its subsets "test".
 
@@ -172,13 +173,17 @@ def from_m3d(path: str | Path, out: str | Path) -> Manifest:
 
 
 def npy_to_nifti(source: Path, target: Path) -> Path:
-    """One of M3D's volumes, (1, slice, row, column), as `array_to_nifti` writes it; one that is there stays."""
+    """One of M3D's volumes, (1, slice, row, column), 0–1, as `array_to_nifti` writes it, 0 to 10,000; one that is there
+    stays."""
     if target.exists():
         return target
     array = np.load(source, allow_pickle=False, mmap_mode="r")
     if array.ndim != 4 or array.shape[0] != 1:
         raise ValueError(f"{source.name} is {array.shape}, M3D's volumes are (1, slices, rows, columns)")
-    return array_to_nifti(np.asarray(array[0], np.float32), target)
+    low, high = float(array.min()), float(array.max())
+    if low < 0 or high > 1:
+        raise ValueError(f"{source.name} holds {low:g} to {high:g}, M3D's volumes 0 to 1: scale it as M3D does")
+    return array_to_nifti((np.asarray(array[0], np.float32) * 10_000).round().astype(np.int16), target)
 
 
 def array_to_nifti(array: np.ndarray, target: Path) -> Path:

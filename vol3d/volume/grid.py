@@ -21,9 +21,10 @@ from vol3d.volume.atomic import atomic
 from vol3d.volume.card import check_pair, check_three, check_windows
 from vol3d.volume.files import brief
 from vol3d.volume.geometry import Flips, Geometry, canonical_turn, turn, turn_back
+from vol3d.volume.hounsfield import check_whole_numbers
 from vol3d.volume.label_maps import resample_labels
 from vol3d.volume.lattice import Axes, foreground, lattice
-from vol3d.volume.loaded import AIR, Loaded
+from vol3d.volume.loaded import AIR, Loaded, thinned
 from vol3d.volume.presets import PRESETS
 from vol3d.volume.resampling import (
     Kind,
@@ -177,11 +178,14 @@ class Grid:
         """HU volume (1, x, y, z) → int16 HU on the grid (1, *shape), with the grid's affine: what a cache stores.
 
         A volume that lies on the grid already keeps its voxels exactly.
+
+        Raises:
+            ValueError: `meta["modality"]` is not CT, and the values are such as int16 does not hold.
         """
-        array = _array(volume)
-        return self._on_grid(
-            array, Geometry.of(volume), lambda part: np.array(part, np.float32, order="K"), volume.meta
-        )
+        array, geometry = _array(volume), Geometry.of(volume)
+        if volume.meta.get("modality", "CT") != "CT":
+            check_whole_numbers(volume.meta.get("filename", "volume"), np.array(thinned(array), np.float32))
+        return self._on_grid(array, geometry, lambda part: np.array(part, np.float32, order="K"), volume.meta)
 
     def read(self, path: str | os.PathLike[str], **options: Any) -> MetaTensor:
         """`self.resample(vol3d.read(path))` without a float copy of the whole volume: several times faster.
@@ -196,7 +200,12 @@ class Grid:
     def place(self, loaded: Loaded) -> MetaTensor:
         """`self.read` of what `vol3d.volume.read.load` gives, for its masks' sake. Unread voxels are taken slice by
         slice where the grid allows it, and never held together.
+
+        Raises:
+            ValueError: no CT, and of values that int16 does not hold.
         """
+        if not loaded.is_ct:
+            loaded.ask(lambda loaded, sample: check_whole_numbers(loaded.path, loaded.scaled(sample)))
         if loaded.unread and self.crop != "foreground":
             order, flips = canonical_turn(loaded.affine, self.orientation)
             axes, target = lattice(loaded.geometry.turned(order, flips), self.spacing, self.shape)

@@ -1,6 +1,10 @@
-"""Can these values be HU? Rescaled zero or two times, MR or PET given as CT: refused before a GPU is rented."""
+"""Can these values be HU? Rescaled zero or two times, MR or PET given as CT: refused before a GPU is rented. And what
+is no CT, can a grid's whole numbers hold it?"""
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,3 +48,26 @@ def check_hounsfield(loaded: Loaded, sample: NDArray[np.generic]) -> None:
         f"{found}, {100 * tissue:.2f} % between −250 and 400: no soft tissue, so this is not HU (rescale slope or "
         'intercept applied twice?): convert it again from its source, or vouch with modality="CT"'
     )
+
+
+def check_whole_numbers(name: Any, values: NDArray[np.floating[Any]]) -> None:
+    """Refuses values of another modality than CT that int16 would flatten (SUV, images scaled to 0–1) or clip (Bq/ml).
+
+    Args:
+        name: of the file.
+        values: a sample of the volume, in its own unit.
+
+    Raises:
+        ValueError: fractions that span less than 200 whole numbers, or more than int16 holds; says by what to multiply.
+    """
+    low, high = (float(v) for v in np.percentile(values, (0.1, 99.9))) if values.size else (0.0, 0.0)
+    largest = float(np.abs(values).max(initial=0.0))
+    if largest > 32767:
+        factor = 10.0 ** -math.ceil(math.log10(largest / 32767))
+        said = f"values reach {largest:.0f}, a grid holds whole numbers up to 32767"
+    elif 0 < high - low < 200 and (values != values.round()).any():
+        factor = 10.0 ** math.floor(math.log10(32767 / largest))
+        said = f"values from {low:g} to {high:g} are fractions, which a grid would round to whole numbers"
+    else:
+        return
+    raise ValueError(f"{name}: {said}: store them multiplied by {factor:g}, and a window in numbers likewise")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -65,13 +65,22 @@ class Loaded:
         """All voxels."""
         if isinstance(self.voxels, Unread):
             array = self.voxels.read()
-            self.check(self, self.sample(array))
+            self.check(self, thinned(array))
             self.voxels = array
         return self.voxels
 
-    def sample(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Every n-th voxel along each axis, so that a look at the values costs milliseconds."""
-        return array[(slice(None, None, self._stride),) * array.ndim]
+    def ask(self, check: Callable[[Loaded, NDArray[Any]], None]) -> None:
+        """Have the values checked by this too: now, or once they are read."""
+        if not self.unread:
+            check(self, thinned(self.array))
+            return
+        before = self.check
+
+        def both(loaded: Loaded, sample: NDArray[Any]) -> None:
+            before(loaded, sample)
+            check(loaded, sample)
+
+        self.check = both
 
     def slices(self) -> Iterator[NDArray[Any]]:
         """Unread voxels (i, j) for each k, in memory that the next one uses again. What they are checked for, the file
@@ -79,16 +88,12 @@ class Loaded:
         """
         if not isinstance(self.voxels, Unread):
             raise TypeError("voxels that have been read are in `array`")
-        sample = []
+        sample, stride = [], _stride(self.voxels.shape)
         for number, part in enumerate(self.voxels.slices()):
-            if number % self._stride == 0:
-                sample.append(self.sample(part).copy())
+            if number % stride == 0:
+                sample.append(part[::stride, ::stride].copy())
             yield part
         self.check(self, np.stack(sample, axis=2))
-
-    @property
-    def _stride(self) -> int:
-        return max(1, round((prod(self.voxels.shape) / _SAMPLES) ** (1 / 3)))
 
     @property
     def geometry(self) -> Geometry:
@@ -131,3 +136,12 @@ class Loaded:
             "modality": self.modality,
             "notes": list(self.notes),
         }
+
+
+def thinned(array: NDArray[Any]) -> NDArray[Any]:
+    """Every n-th voxel along each axis (x, y, z), so that a look at the values costs milliseconds."""
+    return array[(slice(None, None, _stride(array.shape)),) * array.ndim]
+
+
+def _stride(shape: Sequence[int]) -> int:
+    return max(1, round((prod(shape) / _SAMPLES) ** (1 / 3)))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vol3d.volume.files import existing, naming
 from vol3d.volume.hounsfield import check_finite, check_hounsfield
-from vol3d.volume.loaded import Loaded
+from vol3d.volume.loaded import Loaded, thinned
 from vol3d.volume.straighten import straighten
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def load(
         _settle_modality(loaded, modality.upper() if modality else None)
         if not loaded.unread:
             check_finite(loaded)
-            loaded.check(loaded, loaded.sample(loaded.array))
+            loaded.check(loaded, thinned(loaded.array))
         return straighten(loaded) if loaded.geometry.shear_degrees > _MAX_SHEAR_DEGREES else loaded
 
 
