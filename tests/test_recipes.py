@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,16 @@ def test_stages_that_do_not_fit_are_refused_before_anything_is_written(manifest:
     options = ["--config", "quickstart.yaml", "--data.manifest", str(manifest), "--run", str(tmp_path / "run")]
     with pytest.raises(ValueError, match=r"the stages take 600 steps and the trainer stops after 9"):
         run(["fit", *options, "--trainer.max_steps", "9"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true", "64"])
+def test_a_precision_that_casts_all_is_refused_before_anything_is_written(precision: str, tmp_path: Path) -> None:
+    options = ["--config", "quickstart.yaml", "--run", str(tmp_path / "run"), "--data.manifest", "none.jsonl"]
+    options += ["--trainer.precision", precision]
+    for start in (partial(run, ["fit", *options]), partial(RecipeParts, options, here=False)):
+        with pytest.raises(ValueError, match=rf"precision {precision} would round .* set bf16-mixed"):
+            start()
     assert not (tmp_path / "run").exists()
 
 

@@ -165,8 +165,6 @@ class _Rehearsal:
                 texts = [sample.study.report for sample in samples if sample.study.report]
                 self.module.language = self.module.language.build(texts)
             self.module.configure_model()
-            if parsed.precision == "bf16-true":
-                self.module.to(torch.bfloat16)
             if checkpointing and hasattr(self.module.model.encoder, "checkpointing"):
                 self.module.model.encoder.checkpointing = True
         self.module.log = lambda *_, **__: None

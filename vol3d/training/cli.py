@@ -37,6 +37,10 @@ EXAMPLES = {
 }
 
 
+_ALL_IN_ONE = ("bf16-true", "16-true", "64-true", "64")
+"""Precisions that cast a whole batch and all weights; DeepSpeed keeps float32 copies of its own (`ZeroStrategy`)."""
+
+
 class SaveRecipe(SaveConfigCallback):
     """Writes the resolved recipe into the run's folder as recipe.yaml, when the run trains and its parts fit."""
 
@@ -71,10 +75,21 @@ class RecipeCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """A recipe for a CPU in bf16-mixed trains in float32 where bfloat16 is emulated: finer, and twice as fast."""
         trainer = self._get(self.config, "trainer", default={})
+        self.check_precision()
         cpu = trainer.get("accelerator") == "cpu" and trainer.get("precision") == "bf16-mixed"
         if cpu and not cpu_has_bfloat16():
             logger.warning("this CPU has no bfloat16 arithmetic: training in 32-true, not in bf16-mixed")
             trainer["precision"] = "32-true"
+
+    def check_precision(self) -> None:
+        """Refuses what would cast a whole batch."""
+        trainer = self._get(self.config, "trainer", default={})
+        divided = "ZeroStrategy" in str(trainer.get("strategy"))
+        if str(trainer.get("precision")) in _ALL_IN_ONE and not divided:
+            raise ValueError(
+                f"precision {trainer['precision']} would round a batch's millimetres, and weights so that small "
+                "updates are lost: set bf16-mixed (frozen weights of a pretrained language model are bfloat16 then too)"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         folder = Path(self._get(self.config_init, "run"))

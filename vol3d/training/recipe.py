@@ -55,6 +55,8 @@ class RecipeParts(RecipeCLI):
     def before_instantiate_classes(self) -> None:
         if self.here:
             super().before_instantiate_classes()
+        else:
+            self.check_precision()
 
     def instantiate_trainer(self, **kwargs: Any) -> None:
         return None
