@@ -20,7 +20,8 @@ class FindingMaps(Task):
 
     Each token predicts `cells` sub-cells for each finding. The loss is binary cross-entropy on the cells, with the
     rare positive ones weighted up, plus binary cross-entropy of the finding's presence in the study, read from the
-    heatmap's highest cells. A study without a finding mask costs nothing.
+    heatmap's highest cells. Of a study with a finding mask, the findings that its `finding_labels` names are known,
+    present or not; the others, and a study without a mask, cost nothing.
 
     Args:
         model: the shared model.
@@ -63,9 +64,10 @@ class FindingMaps(Task):
         )  # fmt: skip
 
     def targets(self, batch: Batch, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Cells that hold each finding, (batch, findings, *size) in {0, 1}, and which studies are known."""
+        """Cells that hold each finding, (batch, findings, *size) in {0, 1}; which are known, (batch, findings)."""
         mask = batch.finding_mask
-        known = (mask >= 0).flatten(1).all(dim=1)
+        named = [[name in study.finding_labels for name in self.findings] for study in batch.studies]
+        known = torch.tensor(named, device=mask.device) & (mask >= 0).flatten(1).all(dim=1, keepdim=True)
         target = torch.zeros(len(batch), len(self.findings), *size, device=mask.device)
         number = {name: index for index, name in enumerate(self.findings)}
         for row, study in enumerate(batch.studies):
@@ -86,22 +88,21 @@ class FindingMaps(Task):
         target, known = self.targets(batch, tuple(logits.shape[2:]))
         if not known.any():
             return TaskOutput(None, 0)
-        logits, target = logits[known], target[known]
-        cells = self._balanced(logits, target)
-        present = target.flatten(2).amax(dim=2)
-        presence = F.binary_cross_entropy_with_logits(self.presence(logits), present)
-        loss = cells + self.presence_weight * presence
+        presence = F.binary_cross_entropy_with_logits(self.presence(logits)[known], target.flatten(2).amax(2)[known])
+        cells = self._balanced(logits[known], target[known])
         return TaskOutput(
-            loss, int(known.sum()), {"cells": float(cells.detach()), "presence": float(presence.detach())}
+            cells + self.presence_weight * presence,
+            int(known.any(dim=1).sum()),
+            {"cells": float(cells.detach()), "presence": float(presence.detach())},
         )
 
     @staticmethod
     def _balanced(logits: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy in which a finding's cells weigh as much as the cells without it, however few they are."""
-        each = F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(2)
-        target = target.flatten(2)
-        inside = (each * target).sum(2) / target.sum(2).clamp_min(1)
-        outside = (each * (1 - target)).sum(2) / (1 - target).sum(2).clamp_min(1)
+        """Cross-entropy (maps, x, y, z) in which a finding's cells weigh as much as those without it, however few."""
+        each = F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1)
+        target = target.flatten(1)
+        inside = (each * target).sum(1) / target.sum(1).clamp_min(1)
+        outside = (each * (1 - target)).sum(1) / (1 - target).sum(1).clamp_min(1)
         return (inside + outside).mean()
 
     def presence(self, logits: Tensor) -> Tensor:

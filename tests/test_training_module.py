@@ -1,14 +1,21 @@
 """Training: stages freeze what they say, tasks without labels cost nothing, a resumed run goes on alike."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import labelled_world
 import lightning
 import pytest
 import torch
 import world
 from lightning.pytorch.callbacks import ModelCheckpoint
+from small_language import language
 
-from vol3d.training.stages import Schedule, Stage
+from vol3d.data.batch import collate
+from vol3d.tasks import VQA, FindingMaps
+from vol3d.training.rehearsal import Held
+from vol3d.training.stages import Schedule, Stage, recompute_frozen
 
 SPEAKERS = ["projector", "language"]
 
@@ -41,6 +48,40 @@ def test_a_stage_trains_its_parts_and_nothing_else(tmp_path: Path) -> None:
     assert moves.seen[1:] == [{"encoder", "findings"}] * 2 + [set(SPEAKERS)] * 3
 
 
+def test_a_task_whose_layers_are_frozen_draws_anew_each_step(tmp_path: Path) -> None:
+    questions = [{"question": f"Number {n}?", "answer": str(n)} for n in range(10)]
+    studies = [world.study(n, mask=False) for n in range(4)]
+    studies = [replace(one, study=replace(one.study, questions=questions)) for one in studies]
+    model = world.module({"speak": Stage(None, ["report"], SPEAKERS)})
+    model.task_factories["report"] = partial(VQA, questions="manifest", per_study=2)
+    asked: list[tuple[str, ...]] = []
+
+    class Listening(lightning.Callback):
+        def on_fit_start(self, trainer, pl_module) -> None:
+            inner = pl_module.model.language_loss
+            pl_module.model.language_loss = lambda *given: asked.append(tuple(given[2])) or inner(*given)
+
+    model, _ = fit(6, tmp_path, model, world.World(studies, batch_size=4), callbacks=[Listening()])
+    assert len(set(asked)) == int(model.tasks["report"].step) == 6
+    assert not model.tasks["findings"].head.training, "its layers are as the stage says"
+
+
+def test_a_frozen_language_model_recomputes_where_it_is_asked_to() -> None:
+    model = language("llama").eval()
+    model.causal_lm.requires_grad_(False).gradient_checkpointing_enable({"use_reentrant": False})
+    embeds, labels = torch.randn(2, 64, 32, requires_grad=True), torch.randint(5, 20, (2, 64))
+    losses, sizes = [], []
+    for recomputes in (False, True):
+        if recomputes:
+            recompute_frozen(model)
+        with Held(model, torch.optim.SGD([embeds])) as counter:
+            losses.append(model.loss(embeds, torch.ones_like(labels), labels))
+        sizes.append(counter.live - counter.weights)
+    assert torch.equal(*losses)
+    assert sizes[1] < sizes[0] / 2
+    assert not any(layer.mlp.training for layer in model.causal_lm.get_decoder().layers)
+
+
 def test_features_of_a_frozen_encoder_are_computed_once_and_change_no_loss(tmp_path: Path) -> None:
     stages = {"speak": Stage(None, ["report"], SPEAKERS, 1e-3)}
     runs = {}
@@ -67,6 +108,19 @@ def test_a_study_without_a_label_costs_its_task_nothing(tmp_path: Path) -> None:
             outputs.append(task.loss(model.model, model.model.encode(batch.image, batch.affine), batch))
         assert [output.count for output in outputs] == [4, 4], name
         torch.testing.assert_close(outputs[0].loss, outputs[1].loss, msg=name)
+
+
+def test_finding_maps_learn_nothing_of_findings_that_a_study_does_not_name() -> None:
+    lm = labelled_world.model()
+    task = FindingMaps(lm, findings=[world.FINDINGS[0], "liver lesion"], cells=(1, 1, 1), top_cells=2)
+    batch = collate([world.study(n) for n in range(4)])
+    batch = replace(batch, image=batch.image.float() / 300)
+    task.loss(lm, lm.encode(batch.image, batch.affine), batch).loss.backward()
+    effusion, lesion = task.head.bias.grad
+    assert effusion != 0
+    assert lesion == 0, "nobody looked for it: neither its cells nor its presence count"
+    others = replace(batch, studies=[replace(study, finding_labels={"effusion": 1}) for study in batch.studies])
+    assert task.loss(lm, lm.encode(batch.image, batch.affine), others).loss is None
 
 
 def test_a_pass_without_any_label_is_refused_with_its_studies(tmp_path: Path) -> None:

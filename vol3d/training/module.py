@@ -23,7 +23,7 @@ from vol3d.training.lockstep import Lent, lend
 from vol3d.training.means import Means, first_visits
 from vol3d.training.mixing import Mixture, conflicts
 from vol3d.training.optim import Kind, adamw
-from vol3d.training.stages import PARTS, Schedule, Stage
+from vol3d.training.stages import PARTS, Schedule, Stage, recompute_frozen
 
 logger = logging.getLogger(__name__)
 
@@ -291,6 +291,10 @@ class VolumeModule(lightning.LightningModule):
             part.train(part_name in stage.train)
             for parameter in part.parameters():
                 parameter.requires_grad_(part_name in stage.train and id(parameter) in self.learnable)
+        for task in self.tasks.values():
+            task.training = True  # in a training step a task draws and counts, whether or not its own layers learn
+        if self.model.language is not None:
+            recompute_frozen(self.model.language)
         parts = {part_name: part for part_name in PARTS if (part := self.part(part_name)) is not None}
         logger.info("stage %r learns:\n%s", name, parameter_table(parts))
 
