@@ -2,15 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import world
 from real_peaks import peak, peaks
 
+from vol3d import phantom
 from vol3d.cli import main
 from vol3d.data.batch import collate
-from vol3d.plan import first_samples, plan
+from vol3d.plan import Plan, first_samples, plan
 from vol3d.training.module import VolumeModule
 from vol3d.training.recipe import RecipeParts
 from vol3d.training.rehearsal import Fakes, rehearse
@@ -71,6 +73,23 @@ def test_the_command_says_what_does_not_fit(capsys: pytest.CaptureFixture[str], 
     assert [stage["stage"] for stage in told["stages"]] == ["see", "name", "speak"]
     assert told["stages"][2]["logits"] > 0
     assert told["advice"]
+
+
+def test_studies_that_carry_the_labels_stand_for_the_others(tmp_path: Path) -> None:
+    manifest = phantom.write(tmp_path, studies=4, seed=0, shape=(64, 64, 32), prevalence=0.5)
+    *others, labelled = [json.loads(line) for line in manifest.read_text().splitlines()]
+    bare = [{key: row[key] for key in ("study", "image")} | {"report": "Long. " * 99} for row in others]
+    recipe = ["--config", "cpu/ehr_codes.yaml", "--data.manifest", str(manifest)]
+
+    def planned(rows: list[dict[str, Any]], split: str = "train") -> Plan:
+        manifest.write_text("\n".join(json.dumps(row | {"split": split}) for row in rows))
+        return plan(recipe, gpu_gb=24)
+
+    assert planned([*bare, labelled | {"report": "Short."}]).stages[0].activations > 0
+    with pytest.raises(ValueError, match=r"no label of the tasks maps in .* give the manifest those labels"):
+        planned(bare)
+    with pytest.raises(ValueError, match=r"no study of the split 'train' in .*manifest.jsonl: add a split"):
+        planned(bare, "val")
 
 
 @pytest.mark.slow

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from vol3d.data.batch import Sample, collate
+from vol3d.data.batch import Batch, Sample, collate
 from vol3d.data.cache import sample
 from vol3d.data.dataset import VolumeData
+from vol3d.data.study import Study
 from vol3d.model.hub import causal_lm_without_weights
 from vol3d.model.language import LanguageModel, Pretrained
 from vol3d.training.optim import STATE_SHARE
@@ -168,9 +169,19 @@ class _Rehearsal:
             if checkpointing and hasattr(self.module.model.encoder, "checkpointing"):
                 self.module.model.encoder.checkpointing = True
         self.module.log = lambda *_, **__: None
+        self.module._nothing = self._unlabelled
         self.quantized: list[nn.Linear] = []
         if four_bit:
             self.quantize()
+
+    @staticmethod
+    def _unlabelled(batch: Batch, names: Sequence[str]) -> Tensor:
+        """In place of the module's: what needs no labels is no step that could be planned."""
+        carriers = ", ".join(study.study for study in batch.studies)
+        raise ValueError(
+            f"no label of the tasks {', '.join(names)} in {carriers}, and no other training study carries more kinds: "
+            "give the manifest those labels, or leave the task out"
+        )
 
     def quantize(self) -> bool:
         """From now on the language model's frozen matrices count as 4-bit ones; whether that changes anything."""
@@ -195,7 +206,7 @@ class _Rehearsal:
             optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.0)
             language = module.model.language
 
-            def step() -> torch.Tensor:
+            def step() -> Tensor:
                 windowed = replace(batch, image=self.grid.window_hu(batch.image), augmented=True)
                 with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
                     return module.training_step(windowed, 0)
@@ -228,15 +239,28 @@ def _shape_of(source: Pretrained) -> LanguageModel:
     return fakes_of(language)
 
 
+def _labels(study: Study) -> int:
+    """How many kinds of labels a study carries."""
+    kinds = ("report", "codes", "labels_known", "outcomes", "mask", "finding_mask", "boxes", "questions")
+    return sum(bool(getattr(study, kind)) for kind in kinds)
+
+
 def first_samples(data: VolumeData, count: int = 2) -> list[Sample]:
-    """The training studies with the longest reports, or phantoms when the recipe's manifest is not there yet."""
+    """Training studies with the most kinds of labels, of those the longest reports; phantoms when the recipe's manifest
+    is not there yet.
+
+    Raises:
+        ValueError: no study is of the split "train".
+    """
     from vol3d import phantom
     from vol3d.data.manifest import Manifest
 
     source = data.source
     if isinstance(source, Manifest) or Path(source).is_file():
-        studies = sorted(data.manifest.split("train"), key=lambda study: -len(study.report or ""))[:count]
-        return [sample(study, data.grid) for study in studies]
+        studies = sorted(data.manifest.split("train"), key=lambda study: (-_labels(study), -len(study.report or "")))
+        if not studies:
+            raise ValueError(f"no study of the split 'train' in {source}: add a split to its rows")
+        return [sample(study, data.grid) for study in studies[:count]]
     logger.warning("%s is not there: phantoms stand in for its studies", source)
     with tempfile.TemporaryDirectory() as folder:
         made = Manifest.read(phantom.write(folder, studies=count, seed=0, shape=(64, 64, 32), prevalence=0.5))
