@@ -146,6 +146,33 @@ def test_totalsegmentator_merges_masks_under_the_same_numbers(tmp_path: Path) ->
     assert manifest["s0002"].mask is None
 
 
+def test_totalsegmentator_again_when_more_of_it_has_arrived(tmp_path: Path) -> None:
+    def add(study: str, *names: str) -> None:
+        nifti(tmp_path / study / "ct.nii.gz")
+        for name in names:
+            mask = np.zeros((4, 4, 4), np.uint8)
+            mask[("aorta", "liver", "spleen").index(name)] = 1
+            nifti(tmp_path / study / "segmentations" / f"{name}.nii.gz", mask)
+
+    def told() -> tuple[Path, list[str]]:
+        """The mask of s0000, and the names that it gives to the places of each structure."""
+        study = Manifest.from_totalsegmentator(tmp_path, tmp_path / "out")["s0000"]
+        names = {number: name for name, number in study.mask_labels.items()} | {0: "nothing"}
+        stored = np.asarray(nib.load(study.mask).dataobj)
+        return study.mask, [names[number] for number in stored[:3, 0, 0].tolist()]
+
+    add("s0000", "liver", "spleen")
+    first, names = told()
+    assert names == ["nothing", "liver", "spleen"]
+    assert told() == (first, names)
+    before = first.read_bytes()
+    add("s0001", "aorta")  # liver and spleen become 2 and 3
+    assert told()[1] == names
+    assert first.read_bytes() == before, "the manifest that was made first keeps its own"
+    add("s0000", "aorta")  # under the same numbers
+    assert told()[1] == ["aorta", "liver", "spleen"]
+
+
 @pytest.mark.parametrize(
     "labels", [{"background": 0, "liver": 1, "tumor": 2}, {"0": "background", "1": "liver", "2": "tumor"}]
 )

@@ -6,6 +6,7 @@ Nothing is downloaded: give the folder as its authors publish it. Images are not
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import logging
 import math
@@ -199,6 +200,7 @@ def from_totalsegmentator(folder: str | Path, out: str | Path) -> Manifest:
 
     Its one-structure masks are merged into one label map a study, written to `out`; the labels are numbered by the
     sorted names of all structures, the same in every study. Where two overlap, the later name wins and is logged.
+    A label map is written once: only other structures or other numbers, as more of the dataset arrives, make another.
 
     Source: Wasserthal et al., TotalSegmentator (doi:10.1148/ryai.230024).
     """
@@ -210,7 +212,7 @@ def from_totalsegmentator(folder: str | Path, out: str | Path) -> Manifest:
     rows = []
     for study in studies:
         about = meta.get(study.name, {})
-        mask = merge_masks(study / "segmentations", numbers, out / f"{study.name}.nii.gz")
+        mask = merge_masks(study / "segmentations", numbers, out / study.name)
         rows.append(
             {
                 "study": study.name,
@@ -224,15 +226,24 @@ def from_totalsegmentator(folder: str | Path, out: str | Path) -> Manifest:
     return _manifest("TotalSegmentator", rows, folder)
 
 
-def merge_masks(folder: Path, numbers: Mapping[str, int], target: Path) -> Path | None:
-    """TotalSegmentator's output folder, one mask a structure, as one label map; None for an empty folder."""
+def merge_masks(folder: Path, numbers: Mapping[str, int], stem: Path) -> Path | None:
+    """TotalSegmentator's output folder, one mask a structure, as one label map; None for an empty folder.
+
+    The file is `stem` and a hash of the structures and their numbers: one that is there holds just these, and a
+    manifest that was made under other numbers keeps its own.
+    """
     import nibabel as nib
 
     from vol3d.volume.atomic import atomic
 
     parts = sorted(folder.glob("*.nii.gz"))
-    if target.exists() or not parts:
-        return target if target.exists() else None
+    if not parts:
+        return None
+    named = {_stem(path): numbers[_stem(path)] for path in parts}
+    key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:12]
+    target = stem.with_name(f"{stem.name}-{key}.nii.gz")
+    if target.exists():
+        return target
     first: Any = nib.load(parts[0])
     merged = np.zeros(first.shape, np.uint8 if max(numbers.values()) < 256 else np.int16)
     for path in parts:
@@ -242,7 +253,7 @@ def merge_masks(folder: Path, numbers: Mapping[str, int], target: Path) -> Path 
         inside = np.asanyarray(image.dataobj) > 0
         if overlap := int((merged[inside] > 0).sum()):
             log.warning("%s: %s overlaps earlier structures in %d voxels", target.name, _stem(path), overlap)
-        merged[inside] = numbers[_stem(path)]
+        merged[inside] = named[_stem(path)]
     with atomic(target) as part:
         nib.save(nib.Nifti1Image(merged, first.affine), part)
     return target

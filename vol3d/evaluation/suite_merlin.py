@@ -52,7 +52,7 @@ def read_merlin(folder: str | Path, out: str | Path) -> Manifest:
         study = _with_codes(study, codes.get(study.study, {}))
         study = _with_outcomes(study, diseases.get(study.study, {}))
         if study.study in masks:
-            merged = merge_masks(masks[study.study], numbers, out / f"{study.study}-organs.nii.gz")
+            merged = merge_masks(masks[study.study], numbers, out / f"{study.study}-organs")
             study = replace(study, mask=merged, mask_labels=numbers) if merged else study
         studies.append(study)
     return Manifest(studies, manifest.path)
