@@ -189,6 +189,23 @@ def test_nnunet_both_versions(tmp_path: Path, labels: dict[str, Any]) -> None:
     assert manifest[0].mask_labels == {"liver": 1, "tumor": 2}
 
 
+def test_hidden_files_of_an_archive_are_no_studies(tmp_path: Path) -> None:
+    """macOS puts a ._file beside each file of an archive."""
+
+    def hidden(path: Path) -> None:
+        (path.parent / f"._{path.name}").write_bytes(b"\0\5\x16\7" + bytes(200))
+
+    for name in ("nn/imagesTr/a_0000", "nn/labelsTr/a", "ts/s0/ct", "ts/s0/segmentations/liver"):
+        hidden(nifti(tmp_path / f"{name}.nii.gz"))
+    hidden(nifti(tmp_path / "rate/dataset/train_fixed/train_1/train_1_a/train_1_a_1.nii.gz"))
+    hidden(table(tmp_path / "rate/dataset/train_reports.csv", ["VolumeName", "Findings_EN"], ["train_1_a_1", "Clear."]))
+    (tmp_path / "nn/dataset.json").write_text(json.dumps({"labels": {"liver": 1}, "channel_names": {"0": "CT"}}))
+    assert [study.study for study in Manifest.from_nnunet(tmp_path / "nn")] == ["a"]
+    assert [study.study for study in Manifest.from_ct_rate(tmp_path / "rate")] == ["train_1_a_1"]
+    [study] = Manifest.from_totalsegmentator(tmp_path / "ts", tmp_path / "out")
+    assert (study.study, study.mask_labels) == ("s0", {"liver": 1})
+
+
 @pytest.mark.parametrize(
     ("card", "message"),
     [

@@ -75,7 +75,7 @@ def from_merlin(folder: str | Path) -> Manifest:
     Source: Blankemeier et al., Merlin (arXiv:2406.06512).
     """
     folder = Path(folder).absolute()
-    volumes = {_stem(path): path for path in sorted(folder.rglob("*.nii.gz"))}
+    volumes = {_stem(path): path for path in visible(folder, "**/*.nii.gz")}
     labels = _optional(folder, "zero_shot_findings_disease_cls", "study id")
     meta = _optional(folder, "metadata", "study id")
     reports = _required(folder, "reports_final", "study id")
@@ -126,7 +126,7 @@ def from_ct_rate(folder: str | Path, *, original: bool = False) -> Manifest:
     meta = _optional(folder, "*metadata", "VolumeName")
     rows = []
     for name, split in (("train", "train"), ("valid", "val")):
-        for path in sorted((folder / (name if original else f"{name}_fixed")).rglob("*.nii.gz")):
+        for path in visible(folder / (name if original else f"{name}_fixed"), "**/*.nii.gz"):
             report, about = reports.get(path.name, {}), meta.get(path.name, {})
             rows.append(
                 {
@@ -206,8 +206,8 @@ def from_totalsegmentator(folder: str | Path, out: str | Path) -> Manifest:
     """
     folder, out = Path(folder).absolute(), Path(out).absolute()
     meta = _optional(folder, "meta", "image_id")
-    studies = sorted(path.parent for path in folder.glob("*/ct.nii.gz"))
-    names = sorted({_stem(path) for study in studies for path in study.glob("segmentations/*.nii.gz")})
+    studies = [path.parent for path in visible(folder, "*/ct.nii.gz")]
+    names = sorted({_stem(path) for study in studies for path in visible(study, "segmentations/*.nii.gz")})
     numbers = {name: number for number, name in enumerate(names, start=1)}
     rows = []
     for study in studies:
@@ -236,7 +236,7 @@ def merge_masks(folder: Path, numbers: Mapping[str, int], stem: Path) -> Path | 
 
     from vol3d.volume.atomic import atomic
 
-    parts = sorted(folder.glob("*.nii.gz"))
+    parts = visible(folder, "*.nii.gz")
     if not parts:
         return None
     named = {_stem(path): numbers[_stem(path)] for path in parts}
@@ -276,7 +276,7 @@ def from_nnunet(folder: str | Path) -> Manifest:
     labels = _nnunet_labels(card["labels"], folder.name)
     rows = []
     for images, truth, split in (("imagesTr", "labelsTr", "train"), ("imagesTs", "labelsTs", "test")):
-        for path in sorted((folder / images).glob(f"*{end}")):
+        for path in visible(folder / images, f"*{end}"):
             case = re.sub(r"_0000$", "", path.name.removesuffix(end))
             mask = folder / truth / f"{case}{end}"
             row = {"study": case, "image": str(path), "split": split}
@@ -337,6 +337,12 @@ def _first(row: Row, *names: str) -> str | None:
     return next((str(row[name]) for name in names if row.get(name)), None)
 
 
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """What the pattern finds below a folder, sorted, without hidden files such as the `._ct.nii.gz` of macOS."""
+    found = sorted(folder.glob(pattern))
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
 def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".nii")
 
@@ -344,7 +350,7 @@ def _stem(path: Path) -> str:
 def _optional(folder: Path, stem: str, key: str) -> dict[str, Row]:
     """The rows of all tables of that name, by their column `key`, which is taken out of them."""
     found: dict[str, Row] = {}
-    for path in sorted(path for end in (".csv", ".xlsx") for path in folder.rglob(stem + end)):
+    for path in sorted(path for end in (".csv", ".xlsx") for path in visible(folder, f"**/{stem}{end}")):
         for row in _table(path):
             if key not in row:
                 raise ValueError(f"{path.name} has no column {key!r}; it has {', '.join(map(repr, row))}")

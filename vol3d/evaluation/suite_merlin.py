@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vol3d.data.importers import merge_masks
+from vol3d.data.importers import merge_masks, visible
 
 if TYPE_CHECKING:
     from vol3d.data.manifest import Manifest
@@ -44,8 +44,8 @@ def read_merlin(folder: str | Path, out: str | Path) -> Manifest:
     folder, out = Path(folder).absolute(), Path(out).absolute()
     manifest = Manifest.from_merlin(folder)
     codes, diseases = _table(folder, "phenotypes*.csv"), _table(folder, "five_years_disease_task*.csv")
-    masks = {path.name: path for path in sorted(folder.glob("segmentations/*")) if path.is_dir()}
-    organs = sorted({path.name.removesuffix(".nii.gz") for one in masks.values() for path in one.glob("*.nii.gz")})
+    masks = {path.name: path for path in visible(folder, "segmentations/*") if path.is_dir()}
+    organs = sorted({path.name.removesuffix(".nii.gz") for one in masks.values() for path in visible(one, "*.nii.gz")})
     numbers = {name: number for number, name in enumerate(organs, start=1)}
     studies = []
     for study in manifest:
@@ -60,7 +60,7 @@ def read_merlin(folder: str | Path, out: str | Path) -> Manifest:
 
 def _table(folder: Path, pattern: str) -> Table:
     rows: Table = {}
-    for path in sorted(folder.rglob(pattern)):
+    for path in visible(folder, f"**/{pattern}"):
         with path.open(newline="", encoding="utf-8-sig") as file:
             for row in csv.DictReader(file):
                 if "study id" not in row:
