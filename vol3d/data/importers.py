@@ -5,26 +5,22 @@ Nothing is downloaded: give the folder as its authors publish it. Images are not
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vol3d.data.excel import read_excel
-from vol3d.data.fields import check_row, forget_folders
-from vol3d.data.manifest import Manifest
-from vol3d.data.study import Study
+from vol3d.data.formats import decode_cells
+from vol3d.data.manifest import Manifest, Problem, check_across, check_rows
+from vol3d.data.tables import Row, numbered, optional, required, visible
 
 log = logging.getLogger(__name__)
-
-Row = dict[str, Any]
 
 
 def from_csv(
@@ -37,32 +33,43 @@ def from_csv(
     """Your own table (.csv, .tsv, .xlsx).
 
     Args:
-        columns: manifest field → your column, such as {"study": "AccessionNumber", "image": "path"}. Your other
-            columns go to `meta`.
+        columns: manifest field → your column, such as {"study": "AccessionNumber", "image": "path"}; cells of lists
+            and objects are JSON, such as ["J90"]. Your other columns go to `meta`.
         labels: columns of findings: 1 is present, 0 absent; −1 and an empty cell are unknown.
         folder: where relative image paths start; the table's own folder when left out.
 
     Raises:
-        ValueError: a column that the table lacks, or rows that make no study (each named).
+        ValueError: a column that the table lacks, rows that make no study (each named), a study named twice, a
+            patient in two splits.
 
     Example:
         >>> Manifest.from_csv("ct.csv", {"study": "id", "image": "file", "report": "text"})  # doctest: +SKIP
     """
     path = Path(path).absolute()
-    rows = list(_table(path))
-    wanted = [*columns.values(), *labels]
-    missing = [name for name in wanted if rows and name not in rows[0]]
+    rows = list(numbered(path))
+    if not rows:
+        raise ValueError(f"{path.name} has no rows: write one study a row")
+    header = next((row for _, row in rows if isinstance(row, dict)), {})
+    missing = [name for name in (*columns.values(), *labels) if header and name not in header]
     if missing:
-        raise ValueError(f"{path.name} has no column {missing[0]!r}; it has {', '.join(map(repr, rows[0]))}")
-    return _manifest(path.name, (_own_row(row, columns, labels) for row in rows), Path(folder or path.parent))
+        raise ValueError(f"{path.name} has no column {missing[0]!r}; it has {', '.join(map(repr, header))}")
+    ours = ((number, row if isinstance(row, str) else _own_row(row, columns, labels)) for number, row in rows)
+    studies, problems, _ = check_rows(path.name, ours, Path(folder or path.parent).absolute(), allow_outside=True)
+    _refuse(path.name, problems + check_across(studies))
+    return Manifest(study for _, study in studies)
 
 
-def _own_row(row: Row, columns: Mapping[str, str], labels: Iterable[str]) -> Row:
+def _own_row(row: Row, columns: Mapping[str, str], labels: Iterable[str]) -> Row | str:
+    ours = decode_cells({field: row[column] for field, column in columns.items()})
+    if isinstance(ours, str):
+        return ours
     labels = set(labels)
-    ours = {field: row[column] for field, column in columns.items() if row[column] not in (None, "")}
     known = {name: _label(row[name]) for name in sorted(labels)}
-    rest = {k: v for k, v in row.items() if k not in {*columns.values(), *labels} and v not in (None, "")}
-    return {**ours, **({"labels_known": known} if known else {}), **({"meta": rest} if rest else {})}
+    rest = {name: value for name, value in row.items() if name not in {*columns.values(), *labels}}
+    for field, more in (("labels_known", known), ("meta", _given(rest))):
+        told = ours.get(field, {})
+        ours[field] = {**told, **more} if isinstance(told, dict) else told
+    return ours
 
 
 def from_merlin(folder: str | Path) -> Manifest:
@@ -76,9 +83,9 @@ def from_merlin(folder: str | Path) -> Manifest:
     """
     folder = Path(folder).absolute()
     volumes = {_stem(path): path for path in visible(folder, "**/*.nii.gz")}
-    labels = _optional(folder, "zero_shot_findings_disease_cls", "study id")
-    meta = _optional(folder, "metadata", "study id")
-    reports = _required(folder, "reports_final", "study id")
+    labels = optional(folder, "zero_shot_findings_disease_cls", "study id")
+    meta = optional(folder, "metadata", "study id")
+    reports = required(folder, "reports_final", "study id")
     rows = []
     for study, row in reports.items():
         if study not in volumes:
@@ -121,9 +128,9 @@ def from_ct_rate(folder: str | Path, *, original: bool = False) -> Manifest:
     """
     folder = Path(folder).absolute()
     folder = folder / "dataset" if (folder / "dataset").is_dir() else folder
-    reports = _required(folder, "*_reports", "VolumeName")
-    labels = _optional(folder, "*_predicted_labels", "VolumeName")
-    meta = _optional(folder, "*metadata", "VolumeName")
+    reports = required(folder, "*_reports", "VolumeName")
+    labels = optional(folder, "*_predicted_labels", "VolumeName")
+    meta = optional(folder, "*metadata", "VolumeName")
     rows = []
     for name, split in (("train", "train"), ("valid", "val")):
         for path in visible(folder / (name if original else f"{name}_fixed"), "**/*.nii.gz"):
@@ -205,7 +212,7 @@ def from_totalsegmentator(folder: str | Path, out: str | Path) -> Manifest:
     Source: Wasserthal et al., TotalSegmentator (doi:10.1148/ryai.230024).
     """
     folder, out = Path(folder).absolute(), Path(out).absolute()
-    meta = _optional(folder, "meta", "image_id")
+    meta = optional(folder, "meta", "image_id")
     studies = [path.parent for path in visible(folder, "*/ct.nii.gz")]
     names = sorted({_stem(path) for study in studies for path in visible(study, "segmentations/*.nii.gz")})
     numbers = {name: number for number, name in enumerate(names, start=1)}
@@ -297,21 +304,21 @@ _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", 
 
 
 def _manifest(name: str, rows: Iterable[Row], folder: Path) -> Manifest:
-    """Rows as a manifest reader would take them; all bad ones are named at once."""
-    forget_folders()
-    studies: list[Study] = []
-    bad: list[str] = []
-    for row in rows:
-        given = {key: value for key, value in row.items() if value not in (None, "", {}, [])}
-        study, wrong = check_row(given, str(folder), allow_outside=True)
-        bad += [f"study {given.get('study', '?')!r}, field {field!r}: {message}" for field, message in wrong]
-        studies += [] if study is None else [study]
-    if bad:
-        more = f"\n… {len(bad) - 20} more" if len(bad) > 20 else ""
-        raise ValueError(f"{name}: " + "\n".join(bad[:20]) + more)
+    """A published dataset's. Its splits are its authors': a patient in two of them is told, and refused on reading."""
+    studies, problems, _ = check_rows(name, ((0, row) for row in rows), folder, allow_outside=True)
+    _refuse(name, problems)
     if not studies:
         raise ValueError(f"{name}: no study found in {folder.name}: is it the folder as its authors publish it?")
-    return Manifest(studies)
+    if shared := check_across(studies):
+        log.warning("%s: %d studies break a manifest's rules, the first: %s", name, len(shared), shared[0])
+    return Manifest(study for _, study in studies)
+
+
+def _refuse(name: str, problems: list[Problem]) -> None:
+    """All bad rows are named at once."""
+    if problems:
+        more = f"\n… {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise ValueError(f"{name}: " + "\n".join(map(str, problems[:20])) + more)
 
 
 def _label(value: Any) -> int | None:
@@ -337,45 +344,9 @@ def _first(row: Row, *names: str) -> str | None:
     return next((str(row[name]) for name in names if row.get(name)), None)
 
 
-def visible(folder: Path, pattern: str) -> list[Path]:
-    """What the pattern finds below a folder, sorted, without hidden files such as the `._ct.nii.gz` of macOS."""
-    found = sorted(folder.glob(pattern))
-    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-
-
 def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
-def _optional(folder: Path, stem: str, key: str) -> dict[str, Row]:
-    """The rows of all tables of that name, by their column `key`, which is taken out of them."""
-    found: dict[str, Row] = {}
-    for path in sorted(path for end in (".csv", ".xlsx") for path in visible(folder, f"**/{stem}{end}")):
-        for row in _table(path):
-            if key not in row:
-                raise ValueError(f"{path.name} has no column {key!r}; it has {', '.join(map(repr, row))}")
-            found[row.pop(key)] = row
-    return found
-
-
-def _required(folder: Path, stem: str, key: str) -> dict[str, Row]:
-    rows = _optional(folder, stem, key)
-    if not rows:
-        raise ValueError(f"no rows of {stem}.csv or {stem}.xlsx below {folder.name}: give the folder as downloaded")
-    return rows
-
-
 def _given(row: Row, *without: str) -> Row:
     return {name: value for name, value in row.items() if name not in without and value not in (None, "")}
-
-
-def _table(path: Path) -> Iterator[Row]:
-    """The rows of a .csv (comma or semicolon), .tsv or .xlsx table, cells as text."""
-    if path.suffix == ".xlsx":
-        yield from read_excel(path)
-        return
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-        file.seek(0)
-        delimiter = max(",;\t", key=header.count)
-        yield from csv.DictReader(file, delimiter=delimiter)

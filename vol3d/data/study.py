@@ -112,7 +112,7 @@ class Study:
         row = {name: value for name, value in row.items() if value not in (None, [], {})}
         for name in PATH_FIELDS:
             if name in row:
-                path = Path(row[name])
+                path = Path(row[name]).absolute()
                 row[name] = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
         if row["patient"] == self.study:
             del row["patient"]

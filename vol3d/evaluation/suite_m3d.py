@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy import ndarray
 
-from vol3d.data.importers import array_to_nifti, npy_to_nifti, visible
+from vol3d.data.importers import array_to_nifti, npy_to_nifti
 from vol3d.data.study import Study
+from vol3d.data.tables import visible
 
 if TYPE_CHECKING:
     from vol3d.data.manifest import Manifest
