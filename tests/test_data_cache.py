@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -222,6 +223,34 @@ def test_disk_full_stops_with_a_clear_error_and_whole_entries(tmp_path: Path, mo
     monkeypatch.undo()
     assert len(entries(tmp_path)) == 3
     assert prepare(manifest, GRID, tmp_path / "cache", progress=False).ready == 1
+
+
+@pytest.mark.parametrize(
+    ("compression", "share", "told"),
+    [
+        (None, 1.99, r"4 studies need .* GB, .* choose .*fewer studies, a coarser grid or compression \(blosc2\)"),
+        (None, 2.01, ""),
+        ("blosc2", 0.19, r"4 studies need at least .* GB, .* choose .*fewer studies or a coarser grid"),
+        ("blosc2", 0.5, r"4 studies need .* to .* GB compressed, .* what is ready stays"),
+        ("blosc2", 0.76, ""),
+    ],
+)
+def test_room_that_a_compression_needs(
+    compression: Compression | None, share: float, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """`share` of what the images alone take as int16 is free; each has a mask."""
+    manifest = make_manifest(tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    free = int(share * len(manifest) * 2 * 12 * 12 * 8)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))
+    if "choose" in told:
+        with pytest.raises(CacheFullError, match=told):
+            prepare(manifest, GRID, tmp_path / "cache", compression=compression, progress=False)
+        assert not entries(tmp_path)
+    else:
+        assert prepare(manifest, GRID, tmp_path / "cache", compression=compression, progress=False).made == 4
+        assert re.search(told, caplog.text) if told else not caplog.text
 
 
 def test_what_cannot_fit_is_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
