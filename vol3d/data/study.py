@@ -119,6 +119,16 @@ class Study:
         return row
 
 
+_ONCE = "store it once, vol3d.write(vol3d.read(folder, {}), 'ct.nii.gz'), and give that file as image"
+_REMEDIES = {
+    "modality=": "meta.modality",
+    "with series=": _ONCE.format("series=…"),
+    "with irregular=": _ONCE.format("irregular='resample'"),
+}
+"""Arguments that a reader's message names → what does the same for a row."""
+
+
 def in_manifest_words(message: str) -> str:
-    """A reader's message with its `modality=` argument said as a manifest says it."""
-    return f"{message} (in a manifest: meta.modality)" if "modality=" in message else message
+    """A reader's message whose remedies can be followed by whoever has a manifest."""
+    said = "; ".join(words for argument, words in _REMEDIES.items() if argument in message)
+    return f"{message} (in a manifest: {said})" if said else message
