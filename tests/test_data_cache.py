@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -19,14 +20,18 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from volume_files import body, dicom_series, save_dicom
 
 from vol3d.data import cache as cache_module
 from vol3d.data import entries as entries_module
 from vol3d.data.cache import CacheFullError, VolumeCache, prepare, sample
+from vol3d.data.doctor import doctor
 from vol3d.data.entries import Compression, read_entry
 from vol3d.data.identity import file_identity
 from vol3d.data.manifest import Manifest, Study
+from vol3d.volume.export import write
 from vol3d.volume.grid import Grid
+from vol3d.volume.read import read
 
 GRID = Grid(spacing=(2.0, 2.0, 2.0), shape=(12, 12, 8), window=(-1000.0, 1000.0))
 
@@ -222,6 +227,60 @@ def test_disk_full_stops_with_a_clear_error_and_whole_entries(tmp_path: Path, mo
     monkeypatch.undo()
     assert len(entries(tmp_path)) == 3
     assert prepare(manifest, GRID, tmp_path / "cache", progress=False).ready == 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"series": 7}, r"2 series; choose one .*\(in a manifest: store it once, vol3d\.write\(.*series=….*as image\)"),
+        (
+            {"irregular": "resample"},
+            r"1 slices missing.*\(in a manifest: store it once.*irregular='resample'.*image",
+        ),
+    ],
+)
+def test_a_dicom_folder_that_needs_a_choice(tmp_path: Path, argument: dict[str, Any], message: str) -> None:
+    """The message says what to do about a row, and that does it."""
+    slices = dicom_series(body())
+    if "series" in argument:
+        slices += dicom_series(body(), SeriesInstanceUID="1.2.3.5", SeriesNumber=7)
+    else:
+        del slices[5]
+    study = Study("s0", save_dicom(tmp_path / "series", slices))
+    with pytest.raises(ValueError, match=f"study 's0': .*{message}"):
+        sample(study, GRID)
+    [note] = [f for f in doctor(Manifest([study])) if f["severity"] == "error"]
+    assert re.search(message, note["message"])
+    once = write(read(study.image, **argument), tmp_path / "ct.nii.gz")
+    assert sample(replace(study, image=once), GRID).hu.shape == (1, 12, 12, 8)
+
+
+@pytest.mark.parametrize(
+    ("compression", "share", "told"),
+    [
+        (None, 1.99, r"4 studies need .* GB, .* choose .*fewer studies, a coarser grid or compression \(blosc2\)"),
+        (None, 2.01, ""),
+        ("blosc2", 0.19, r"4 studies need at least .* GB, .* choose .*fewer studies or a coarser grid"),
+        ("blosc2", 0.5, r"4 studies need .* to .* GB compressed, .* what is ready stays"),
+        ("blosc2", 0.76, ""),
+    ],
+)
+def test_room_that_a_compression_needs(
+    compression: Compression | None, share: float, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """`share` of what the images alone take as int16 is free; each has a mask."""
+    manifest = make_manifest(tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    free = int(share * len(manifest) * 2 * 12 * 12 * 8)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))
+    if "choose" in told:
+        with pytest.raises(CacheFullError, match=told):
+            prepare(manifest, GRID, tmp_path / "cache", compression=compression, progress=False)
+        assert not entries(tmp_path)
+    else:
+        assert prepare(manifest, GRID, tmp_path / "cache", compression=compression, progress=False).made == 4
+        assert re.search(told, caplog.text) if told else not caplog.text
 
 
 def test_what_cannot_fit_is_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,6 +210,20 @@ def test_bad_rows_are_listed_and_the_rest_is_audited(tmp_path: Path) -> None:
     assert "is in test here and in train" in " ".join(f["message"] for f in errors)
 
 
+def test_studies_in_memory_are_checked_as_a_file_is(tmp_path: Path) -> None:
+    first, *rest, last = dataset(tmp_path)
+    studies = Manifest([first, *rest, replace(last, patient=first.patient)])
+    [error] = [f for f in doctor(studies) if f["severity"] == "error" and f["check"] == "manifest"]
+    assert (error["study"], error["file"]) == (last.study, "")
+    assert error["message"] == (
+        f"field 'split': patient {first.patient!r} is in test here and in train in study {first.study!r}: "
+        "keep all studies of a patient in one split"
+    )
+    alone = [replace(study, patient=study.study) for study in studies]
+    [note] = [f for f in doctor(Manifest(alone)) if f["check"] == "patients"]
+    assert "6 of 6 studies have no patient" in note["message"]
+
+
 def test_resumed_audit_reads_only_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     studies = dataset(tmp_path)
     state = tmp_path / "state.jsonl"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import zipfile
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from vol3d.data.excel import read_excel
 from vol3d.data.importers import npy_to_nifti
 from vol3d.data.manifest import Manifest
+from vol3d.data.study import Study
 from vol3d.volume.grid import Grid
 from vol3d.volume.read import read
 
@@ -160,6 +162,33 @@ def test_totalsegmentator_merges_masks_under_the_same_numbers(tmp_path: Path) ->
     assert manifest["s0002"].mask is None
 
 
+def test_totalsegmentator_again_when_more_of_it_has_arrived(tmp_path: Path) -> None:
+    def add(study: str, *names: str) -> None:
+        nifti(tmp_path / study / "ct.nii.gz")
+        for name in names:
+            mask = np.zeros((4, 4, 4), np.uint8)
+            mask[("aorta", "liver", "spleen").index(name)] = 1
+            nifti(tmp_path / study / "segmentations" / f"{name}.nii.gz", mask)
+
+    def told() -> tuple[Path, list[str]]:
+        """The mask of s0000, and the names that it gives to the places of each structure."""
+        study = Manifest.from_totalsegmentator(tmp_path, tmp_path / "out")["s0000"]
+        names = {number: name for name, number in study.mask_labels.items()} | {0: "nothing"}
+        stored = np.asarray(nib.load(study.mask).dataobj)
+        return study.mask, [names[number] for number in stored[:3, 0, 0].tolist()]
+
+    add("s0000", "liver", "spleen")
+    first, names = told()
+    assert names == ["nothing", "liver", "spleen"]
+    assert told() == (first, names)
+    before = first.read_bytes()
+    add("s0001", "aorta")  # liver and spleen become 2 and 3
+    assert told()[1] == names
+    assert first.read_bytes() == before, "the manifest that was made first keeps its own"
+    add("s0000", "aorta")  # under the same numbers
+    assert told()[1] == ["aorta", "liver", "spleen"]
+
+
 @pytest.mark.parametrize(
     "labels", [{"background": 0, "liver": 1, "tumor": 2}, {"0": "background", "1": "liver", "2": "tumor"}]
 )
@@ -174,6 +203,23 @@ def test_nnunet_both_versions(tmp_path: Path, labels: dict[str, Any]) -> None:
         ("case_02", "test", True),
     ]
     assert manifest[0].mask_labels == {"liver": 1, "tumor": 2}
+
+
+def test_hidden_files_of_an_archive_are_no_studies(tmp_path: Path) -> None:
+    """macOS puts a ._file beside each file of an archive."""
+
+    def hidden(path: Path) -> None:
+        (path.parent / f"._{path.name}").write_bytes(b"\0\5\x16\7" + bytes(200))
+
+    for name in ("nn/imagesTr/a_0000", "nn/labelsTr/a", "ts/s0/ct", "ts/s0/segmentations/liver"):
+        hidden(nifti(tmp_path / f"{name}.nii.gz"))
+    hidden(nifti(tmp_path / "rate/dataset/train_fixed/train_1/train_1_a/train_1_a_1.nii.gz"))
+    hidden(table(tmp_path / "rate/dataset/train_reports.csv", ["VolumeName", "Findings_EN"], ["train_1_a_1", "Clear."]))
+    (tmp_path / "nn/dataset.json").write_text(json.dumps({"labels": {"liver": 1}, "channel_names": {"0": "CT"}}))
+    assert [study.study for study in Manifest.from_nnunet(tmp_path / "nn")] == ["a"]
+    assert [study.study for study in Manifest.from_ct_rate(tmp_path / "rate")] == ["train_1_a_1"]
+    [study] = Manifest.from_totalsegmentator(tmp_path / "ts", tmp_path / "out")
+    assert (study.study, study.mask_labels) == ("s0", {"liver": 1})
 
 
 @pytest.mark.parametrize(
@@ -203,8 +249,98 @@ def test_own_table(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"own\.csv has no column 'path'; it has 'id', 'file'"):
         Manifest.from_csv(path, {"study": "id", "image": "path"})
     table(path, ["id", "file"], ["7", "gone.nii.gz"])
-    with pytest.raises(ValueError, match=r"study '7', field 'image': no file or folder at 'gone.nii.gz'"):
+    with pytest.raises(ValueError, match=r"row 2 \(study '7'\), field 'image': no file or folder at 'gone.nii.gz'"):
         Manifest.from_csv(path, {"study": "id", "image": "file"})
+
+
+def test_own_table_of_lists_and_objects(tmp_path: Path) -> None:
+    nifti(tmp_path / "a.nii.gz")
+    path = tmp_path / "own.csv"
+    rows = [
+        ["id", "file", "icd", "system", "asked", "known", "more", "ascites", "kernel"],
+        ["7", "a.nii.gz", '["J90", "K80.20"]', "icd10cm", '[{"question": "Where?", "answer": "left, below"}]',
+         '{"nodule": 1}', '{"age": 61}', 0, "B30"],
+    ]  # fmt: skip
+    columns = {"study": "id", "image": "file", "codes": "icd", "code_system": "system", "questions": "asked"}
+    columns |= {"labels_known": "known", "meta": "more"}
+
+    def read() -> Manifest:
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+        return Manifest.from_csv(path, columns, labels=["ascites"])
+
+    [study] = read()
+    assert study.codes == ["J90", "K80.20"]
+    assert study.questions == [{"question": "Where?", "answer": "left, below"}]
+    assert (study.labels_known, study.meta) == ({"nodule": 1, "ascites": 0}, {"age": 61, "kernel": "B30"})
+    rows[1][2] = "J90"
+    with pytest.raises(ValueError, match=r"own\.csv: row 2 .*field 'codes' is not valid JSON"):
+        read()
+    rows[1][2], rows[1][6] = "", "[61]"
+    with pytest.raises(ValueError, match=r"row 2 \(study '7'\), field 'meta': is \[61\]: write a JSON object"):
+        read()
+
+
+@pytest.mark.parametrize(("delimiter", "mark"), [(",", "comma"), (";", "semicolon")])
+def test_own_table_with_a_cell_that_is_not_quoted(tmp_path: Path, delimiter: str, mark: str) -> None:
+    nifti(tmp_path / "a.nii.gz")
+    report = f"No effusion{delimiter} no nodule"
+    path = table(
+        tmp_path / "own.csv",
+        ["id", "file", "text"],
+        ["7", "a.nii.gz", "Clear."],
+        ["8", "a.nii.gz", report],
+        ["9", "b.nii.gz", "Clear."],
+        delimiter=delimiter,
+    )
+    message = (
+        rf"own\.csv: row 3 .*has more cells than the header has names: quote cells that hold a {mark}\n"
+        r"row 4 \(study '9'\), field 'image': no file"
+    )
+    with pytest.raises(ValueError, match=message):
+        Manifest.from_csv(path, {"study": "id", "image": "file", "report": "text"})
+    table(tmp_path / "reports_final.csv", ["study id", "Findings"], ["AC1", report], delimiter=delimiter)
+    with pytest.raises(ValueError, match=rf"reports_final\.csv, row 2: has more cells .* a {mark}"):
+        Manifest.from_merlin(tmp_path)
+
+
+def test_own_table_with_a_patient_in_two_splits(tmp_path: Path) -> None:
+    nifti(tmp_path / "a.nii.gz")
+    rows = [["7", "a.nii.gz", "p1", "train"], ["8", "a.nii.gz", "p1", "test"], ["7", "gone.nii.gz", "p2", "test"]]
+    path = table(tmp_path / "own.csv", ["id", "file", "who", "part"], *rows)
+    columns = {"study": "id", "image": "file", "patient": "who", "split": "part"}
+    message = r"row 3 \(study '8'\), field 'split': patient 'p1' is in test here and in train in row 2 \(study '7'\)"
+    with pytest.raises(ValueError, match=message) as caught:
+        Manifest.from_csv(path, columns)
+    assert "'gone.nii.gz'" in str(caught.value), "all that is wrong is told at once"
+    table(path, ["id", "file", "who", "part"], rows[0], ["7", "a.nii.gz", "p1", "train"])
+    with pytest.raises(ValueError, match=r"row 3 \(study '7'\), field 'study': was already used in row 2"):
+        Manifest.from_csv(path, columns)
+    table(path, ["id", "file"])
+    with pytest.raises(ValueError, match=r"own\.csv has no rows"):
+        Manifest.from_csv(path, columns)
+
+
+def test_published_splits_that_share_a_patient_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("AC1", "AC2"):
+        nifti(tmp_path / f"{name}.nii.gz")
+    rows = ["AC1", "Clear.", "train"], ["AC2", "Clear.", "test"]
+    table(tmp_path / "reports_final.csv", ["study id", "Findings", "Split"], *rows)
+    table(tmp_path / "metadata.csv", ["study id", "patient id"], ["AC1", "p1"], ["AC2", "p1"])
+    assert len(Manifest.from_merlin(tmp_path)) == 2
+    message = "study 'AC2', field 'split': patient 'p1' is in test here and in train in study 'AC1': keep all studies"
+    assert message in caplog.text
+
+
+def test_own_table_whose_folder_is_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    nifti(tmp_path / "ct/a.nii.gz")
+    table(tmp_path / "own.csv", ["id", "file"], ["7", "a.nii.gz"])
+    manifest = Manifest.from_csv("own.csv", {"study": "id", "image": "file"}, folder="ct")
+    assert manifest[0].image == tmp_path / "ct/a.nii.gz"
+    assert Manifest.read(manifest.write("data/manifest.jsonl"))[0] == manifest[0]
+    mine = Manifest([Study("7", Path("ct/a.nii.gz"))])  # relative to where we are, wherever it is written
+    assert Manifest.read(mine.write("data/mine.jsonl"))[0].image == tmp_path / "ct/a.nii.gz"
 
 
 def test_wrong_folder_is_told(tmp_path: Path) -> None:

@@ -28,7 +28,16 @@ import torch
 from torch import Tensor
 
 from vol3d.data.batch import Sample
-from vol3d.data.entries import SUFFIX, Compression, Room, check_compression, no_room, read_entry, write_entry
+from vol3d.data.entries import (
+    SUFFIX,
+    Compression,
+    Room,
+    check_compression,
+    no_room,
+    read_entry,
+    room_needed,
+    write_entry,
+)
 from vol3d.data.identity import file_identity
 from vol3d.data.manifest import Manifest, Study
 from vol3d.data.parallel import map_in_order
@@ -177,17 +186,24 @@ class VolumeCache:
             ) from error
 
     def _check_room(self, missing: list[Study]) -> None:
-        """Refuses before hours of work what cannot fit; only a grid of fixed shape tells."""
+        """Refuses before hours of work what cannot fit, and tells what may not; only a grid of fixed shape tells."""
         if self.grid.shape is None or not missing:
             return
-        volumes = sum(1 + (study.mask is not None) + (study.finding_mask is not None) for study in missing)
-        needed = volumes * 2 * math.prod(self.grid.shape)
+        masks = sum((study.mask is not None) + (study.finding_mask is not None) for study in missing)
+        least, most = room_needed(len(missing), masks, math.prod(self.grid.shape), self.compression)
         free = shutil.disk_usage(self.root).free
-        if needed > free:
+        if least > free:
+            smaller = ", a coarser grid or compression (blosc2)" if self.compression is None else " or a coarser grid"
             raise CacheFullError(
-                f"{self.root}: {len(missing)} studies need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
-                "choose another cache folder, fewer studies or a coarser grid"
+                f"{self.root}: {len(missing)} studies need {'' if least == most else 'at least '}{least / 1e9:.1f} GB, "
+                f"{free / 1e9:.1f} GB are free: choose another cache folder, fewer studies{smaller}"
             )
+        if most > free:
+            log.warning(
+                "%s: %d studies need %.1f to %.1f GB compressed, %.1f GB are free; should the disk become full, "
+                "what is ready stays",
+                self.root, len(missing), least / 1e9, most / 1e9, free / 1e9,
+            )  # fmt: skip
 
     def _write_failures(self, studies: list[Study], failed: dict[str, str]) -> Path | None:
         path = self.folder / "failures.jsonl"

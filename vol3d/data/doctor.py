@@ -14,7 +14,7 @@ from vol3d.data.doctor_rows import check_codes, check_counts, check_paths, check
 from vol3d.data.doctor_studies import check_duplicates, check_grids, check_orientation_known
 from vol3d.data.doctor_volume import Note, Probe, probe
 from vol3d.data.identity import file_identity
-from vol3d.data.manifest import Manifest, Study, locate, read_rows
+from vol3d.data.manifest import Manifest, Study, check_across, locate, read_rows
 from vol3d.data.parallel import map_in_order
 
 log = logging.getLogger(__name__)
@@ -80,21 +80,25 @@ def doctor(
 def _read(source: str | Path | Manifest) -> tuple[Manifest, list[Note]]:
     """The good rows, and the bad ones as notes."""
     if isinstance(source, Manifest):
-        return source, []
-    path = locate(Path(source))
-    rows, problems, _ = read_rows(path)
+        manifest, problems = source, check_across((0, study) for study in source)
+    else:
+        path = locate(Path(source))
+        rows, problems, _ = read_rows(path)
+        first: dict[str, Study] = {}
+        for _, study in rows:
+            first.setdefault(study.study, study)
+        manifest = Manifest(first.values(), path)
+    name = "" if manifest.path is None else manifest.path.name
     notes = [
-        Note(bad.study, path.name, "manifest", "error", f"row {bad.row}, field {bad.field!r}: {bad.message}")
+        Note(bad.study, name, "manifest", "error",
+             f"{f'row {bad.row}, ' if bad.row else ''}field {bad.field!r}: {bad.message}")
         for bad in problems
-    ]
-    first: dict[str, Study] = {}
-    for _, study in rows:
-        first.setdefault(study.study, study)
-    alone = Counter(study.patient == study.study for study in first.values())[True]
+    ]  # fmt: skip
+    alone = Counter(study.patient == study.study for study in manifest)[True]
     if alone:
-        message = f"{alone} of {len(first)} studies have no patient: leaks of a patient across splits cannot be seen"
-        notes.append(Note("", path.name, "patients", "warning", message))
-    return Manifest(first.values(), path), notes
+        message = f"{alone} of {len(manifest)} studies have no patient: leaks of a patient across splits cannot be seen"
+        notes.append(Note("", name, "patients", "warning", message))
+    return manifest, notes
 
 
 def _probe_all(manifest: Manifest, workers: int, resume: Path | None, *, progress: bool) -> dict[str, Probe]:

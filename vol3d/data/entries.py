@@ -46,6 +46,18 @@ def check_compression(compression: str | None) -> None:
     _blosc2()
 
 
+def room_needed(images: int, masks: int, voxels: int, compression: Compression | None) -> tuple[float, float]:
+    """The least and the most bytes that so many volumes of so many voxels take on disk.
+
+    How far a CT can be compressed depends on its noise and on the air around it: chests and abdomens on shipped grids
+    took 0.23 to 0.62 of their int16, label maps of many organs 0.06.
+    """
+    raw = 2.0 * voxels
+    if compression is None:
+        return ((images + masks) * raw,) * 2
+    return 0.2 * images * raw, (0.65 * images + 0.1 * masks) * raw
+
+
 def write_entry(path: Path, tensors: dict[str, Tensor], compression: Compression | None = None) -> None:
     """Whole or not at all."""
     shapes: dict[str, str] = {}

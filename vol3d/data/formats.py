@@ -36,13 +36,19 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    for number, cells in csv_cells(path, "\t" if path.suffix == ".tsv" else ","):
+        yield number, cells if isinstance(cells, str) else decode_cells(cells)
+
+
+def csv_cells(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Rows whose cells are text as they stand there; a row with too many is told, not cut."""
+    mark = {",": "comma", ";": "semicolon", "\t": "tab"}[delimiter]
     with path.open(encoding="utf-8-sig", newline="") as file, _long_cells():
-        delimiter = "\t" if path.suffix == ".tsv" else ","
         for number, cells in enumerate(csv.DictReader(file, delimiter=delimiter), start=2):
             if None in cells:
-                yield number, "has more cells than the header has names: quote cells that hold a comma"
+                yield number, f"has more cells than the header has names: quote cells that hold a {mark}"
             else:
-                yield number, _decode_cells(cells)
+                yield number, cells
 
 
 @contextmanager
@@ -61,7 +67,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     for batch in parquet.ParquetFile(path).iter_batches(batch_size=1000):
         for row in batch.to_pylist():
             number += 1
-            yield number, _decode_cells(row)
+            yield number, decode_cells(row)
 
 
 def _pyarrow() -> Any:
@@ -73,7 +79,8 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-def _decode_cells(cells: Mapping[str, Any]) -> dict[str, Any] | str:
+def decode_cells(cells: Mapping[str, Any]) -> dict[str, Any] | str:
+    """A row without its empty cells, lists and objects read from their JSON; or what is wrong with it."""
     row = {name: value for name, value in cells.items() if value not in (None, "")}
     for name in STRUCTURED:
         if isinstance(row.get(name), str):

@@ -5,25 +5,22 @@ Nothing is downloaded: give the folder as its authors publish it. Images are not
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vol3d.data.excel import read_excel
-from vol3d.data.fields import check_row, forget_folders
-from vol3d.data.manifest import Manifest
-from vol3d.data.study import Study
+from vol3d.data.formats import decode_cells
+from vol3d.data.manifest import Manifest, Problem, check_across, check_rows
+from vol3d.data.tables import Row, numbered, optional, required, visible
 
 log = logging.getLogger(__name__)
-
-Row = dict[str, Any]
 
 
 def from_csv(
@@ -36,32 +33,43 @@ def from_csv(
     """Your own table (.csv, .tsv, .xlsx).
 
     Args:
-        columns: manifest field → your column, such as {"study": "AccessionNumber", "image": "path"}. Your other
-            columns go to `meta`.
+        columns: manifest field → your column, such as {"study": "AccessionNumber", "image": "path"}; cells of lists
+            and objects are JSON, such as ["J90"]. Your other columns go to `meta`.
         labels: columns of findings: 1 is present, 0 absent; −1 and an empty cell are unknown.
         folder: where relative image paths start; the table's own folder when left out.
 
     Raises:
-        ValueError: a column that the table lacks, or rows that make no study (each named).
+        ValueError: a column that the table lacks, rows that make no study (each named), a study named twice, a
+            patient in two splits.
 
     Example:
         >>> Manifest.from_csv("ct.csv", {"study": "id", "image": "file", "report": "text"})  # doctest: +SKIP
     """
     path = Path(path).absolute()
-    rows = list(_table(path))
-    wanted = [*columns.values(), *labels]
-    missing = [name for name in wanted if rows and name not in rows[0]]
+    rows = list(numbered(path))
+    if not rows:
+        raise ValueError(f"{path.name} has no rows: write one study a row")
+    header = next((row for _, row in rows if isinstance(row, dict)), {})
+    missing = [name for name in (*columns.values(), *labels) if header and name not in header]
     if missing:
-        raise ValueError(f"{path.name} has no column {missing[0]!r}; it has {', '.join(map(repr, rows[0]))}")
-    return _manifest(path.name, (_own_row(row, columns, labels) for row in rows), Path(folder or path.parent))
+        raise ValueError(f"{path.name} has no column {missing[0]!r}; it has {', '.join(map(repr, header))}")
+    ours = ((number, row if isinstance(row, str) else _own_row(row, columns, labels)) for number, row in rows)
+    studies, problems, _ = check_rows(path.name, ours, Path(folder or path.parent).absolute(), allow_outside=True)
+    _refuse(path.name, problems + check_across(studies))
+    return Manifest(study for _, study in studies)
 
 
-def _own_row(row: Row, columns: Mapping[str, str], labels: Iterable[str]) -> Row:
+def _own_row(row: Row, columns: Mapping[str, str], labels: Iterable[str]) -> Row | str:
+    ours = decode_cells({field: row[column] for field, column in columns.items()})
+    if isinstance(ours, str):
+        return ours
     labels = set(labels)
-    ours = {field: row[column] for field, column in columns.items() if row[column] not in (None, "")}
     known = {name: _label(row[name]) for name in sorted(labels)}
-    rest = {k: v for k, v in row.items() if k not in {*columns.values(), *labels} and v not in (None, "")}
-    return {**ours, **({"labels_known": known} if known else {}), **({"meta": rest} if rest else {})}
+    rest = {name: value for name, value in row.items() if name not in {*columns.values(), *labels}}
+    for field, more in (("labels_known", known), ("meta", _given(rest))):
+        told = ours.get(field, {})
+        ours[field] = {**told, **more} if isinstance(told, dict) else told
+    return ours
 
 
 def from_merlin(folder: str | Path) -> Manifest:
@@ -74,10 +82,10 @@ def from_merlin(folder: str | Path) -> Manifest:
     Source: Blankemeier et al., Merlin (arXiv:2406.06512).
     """
     folder = Path(folder).absolute()
-    volumes = {_stem(path): path for path in sorted(folder.rglob("*.nii.gz"))}
-    labels = _optional(folder, "zero_shot_findings_disease_cls", "study id")
-    meta = _optional(folder, "metadata", "study id")
-    reports = _required(folder, "reports_final", "study id")
+    volumes = {_stem(path): path for path in visible(folder, "**/*.nii.gz")}
+    labels = optional(folder, "zero_shot_findings_disease_cls", "study id")
+    meta = optional(folder, "metadata", "study id")
+    reports = required(folder, "reports_final", "study id")
     rows = []
     for study, row in reports.items():
         if study not in volumes:
@@ -120,12 +128,12 @@ def from_ct_rate(folder: str | Path, *, original: bool = False) -> Manifest:
     """
     folder = Path(folder).absolute()
     folder = folder / "dataset" if (folder / "dataset").is_dir() else folder
-    reports = _required(folder, "*_reports", "VolumeName")
-    labels = _optional(folder, "*_predicted_labels", "VolumeName")
-    meta = _optional(folder, "*metadata", "VolumeName")
+    reports = required(folder, "*_reports", "VolumeName")
+    labels = optional(folder, "*_predicted_labels", "VolumeName")
+    meta = optional(folder, "*metadata", "VolumeName")
     rows = []
     for name, split in (("train", "train"), ("valid", "val")):
-        for path in sorted((folder / (name if original else f"{name}_fixed")).rglob("*.nii.gz")):
+        for path in visible(folder / (name if original else f"{name}_fixed"), "**/*.nii.gz"):
             report, about = reports.get(path.name, {}), meta.get(path.name, {})
             rows.append(
                 {
@@ -204,18 +212,19 @@ def from_totalsegmentator(folder: str | Path, out: str | Path) -> Manifest:
 
     Its one-structure masks are merged into one label map a study, written to `out`; the labels are numbered by the
     sorted names of all structures, the same in every study. Where two overlap, the later name wins and is logged.
+    A label map is written once: only other structures or other numbers, as more of the dataset arrives, make another.
 
     Source: Wasserthal et al., TotalSegmentator (doi:10.1148/ryai.230024).
     """
     folder, out = Path(folder).absolute(), Path(out).absolute()
-    meta = _optional(folder, "meta", "image_id")
-    studies = sorted(path.parent for path in folder.glob("*/ct.nii.gz"))
-    names = sorted({_stem(path) for study in studies for path in study.glob("segmentations/*.nii.gz")})
+    meta = optional(folder, "meta", "image_id")
+    studies = [path.parent for path in visible(folder, "*/ct.nii.gz")]
+    names = sorted({_stem(path) for study in studies for path in visible(study, "segmentations/*.nii.gz")})
     numbers = {name: number for number, name in enumerate(names, start=1)}
     rows = []
     for study in studies:
         about = meta.get(study.name, {})
-        mask = merge_masks(study / "segmentations", numbers, out / f"{study.name}.nii.gz")
+        mask = merge_masks(study / "segmentations", numbers, out / study.name)
         rows.append(
             {
                 "study": study.name,
@@ -229,15 +238,24 @@ def from_totalsegmentator(folder: str | Path, out: str | Path) -> Manifest:
     return _manifest("TotalSegmentator", rows, folder)
 
 
-def merge_masks(folder: Path, numbers: Mapping[str, int], target: Path) -> Path | None:
-    """TotalSegmentator's output folder, one mask a structure, as one label map; None for an empty folder."""
+def merge_masks(folder: Path, numbers: Mapping[str, int], stem: Path) -> Path | None:
+    """TotalSegmentator's output folder, one mask a structure, as one label map; None for an empty folder.
+
+    The file is `stem` and a hash of the structures and their numbers: one that is there holds just these, and a
+    manifest that was made under other numbers keeps its own.
+    """
     import nibabel as nib
 
     from vol3d.volume.atomic import atomic
 
-    parts = sorted(folder.glob("*.nii.gz"))
-    if target.exists() or not parts:
-        return target if target.exists() else None
+    parts = visible(folder, "*.nii.gz")
+    if not parts:
+        return None
+    named = {_stem(path): numbers[_stem(path)] for path in parts}
+    key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:12]
+    target = stem.with_name(f"{stem.name}-{key}.nii.gz")
+    if target.exists():
+        return target
     first: Any = nib.load(parts[0])
     merged = np.zeros(first.shape, np.uint8 if max(numbers.values()) < 256 else np.int16)
     for path in parts:
@@ -247,7 +265,7 @@ def merge_masks(folder: Path, numbers: Mapping[str, int], target: Path) -> Path 
         inside = np.asanyarray(image.dataobj) > 0
         if overlap := int((merged[inside] > 0).sum()):
             log.warning("%s: %s overlaps earlier structures in %d voxels", target.name, _stem(path), overlap)
-        merged[inside] = numbers[_stem(path)]
+        merged[inside] = named[_stem(path)]
     with atomic(target) as part:
         nib.save(nib.Nifti1Image(merged, first.affine), part)
     return target
@@ -270,7 +288,7 @@ def from_nnunet(folder: str | Path) -> Manifest:
     labels = _nnunet_labels(card["labels"], folder.name)
     rows = []
     for images, truth, split in (("imagesTr", "labelsTr", "train"), ("imagesTs", "labelsTs", "test")):
-        for path in sorted((folder / images).glob(f"*{end}")):
+        for path in visible(folder / images, f"*{end}"):
             case = re.sub(r"_0000$", "", path.name.removesuffix(end))
             mask = folder / truth / f"{case}{end}"
             row = {"study": case, "image": str(path), "split": split}
@@ -291,21 +309,21 @@ _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", 
 
 
 def _manifest(name: str, rows: Iterable[Row], folder: Path) -> Manifest:
-    """Rows as a manifest reader would take them; all bad ones are named at once."""
-    forget_folders()
-    studies: list[Study] = []
-    bad: list[str] = []
-    for row in rows:
-        given = {key: value for key, value in row.items() if value not in (None, "", {}, [])}
-        study, wrong = check_row(given, str(folder), allow_outside=True)
-        bad += [f"study {given.get('study', '?')!r}, field {field!r}: {message}" for field, message in wrong]
-        studies += [] if study is None else [study]
-    if bad:
-        more = f"\n… {len(bad) - 20} more" if len(bad) > 20 else ""
-        raise ValueError(f"{name}: " + "\n".join(bad[:20]) + more)
+    """A published dataset's. Its splits are its authors': a patient in two of them is told, and refused on reading."""
+    studies, problems, _ = check_rows(name, ((0, row) for row in rows), folder, allow_outside=True)
+    _refuse(name, problems)
     if not studies:
         raise ValueError(f"{name}: no study found in {folder.name}: is it the folder as its authors publish it?")
-    return Manifest(studies)
+    if shared := check_across(studies):
+        log.warning("%s: %d studies break a manifest's rules, the first: %s", name, len(shared), shared[0])
+    return Manifest(study for _, study in studies)
+
+
+def _refuse(name: str, problems: list[Problem]) -> None:
+    """All bad rows are named at once."""
+    if problems:
+        more = f"\n… {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise ValueError(f"{name}: " + "\n".join(map(str, problems[:20])) + more)
 
 
 def _label(value: Any) -> int | None:
@@ -335,35 +353,5 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
-def _optional(folder: Path, stem: str, key: str) -> dict[str, Row]:
-    """The rows of all tables of that name, by their column `key`, which is taken out of them."""
-    found: dict[str, Row] = {}
-    for path in sorted(path for end in (".csv", ".xlsx") for path in folder.rglob(stem + end)):
-        for row in _table(path):
-            if key not in row:
-                raise ValueError(f"{path.name} has no column {key!r}; it has {', '.join(map(repr, row))}")
-            found[row.pop(key)] = row
-    return found
-
-
-def _required(folder: Path, stem: str, key: str) -> dict[str, Row]:
-    rows = _optional(folder, stem, key)
-    if not rows:
-        raise ValueError(f"no rows of {stem}.csv or {stem}.xlsx below {folder.name}: give the folder as downloaded")
-    return rows
-
-
 def _given(row: Row, *without: str) -> Row:
     return {name: value for name, value in row.items() if name not in without and value not in (None, "")}
-
-
-def _table(path: Path) -> Iterator[Row]:
-    """The rows of a .csv (comma or semicolon), .tsv or .xlsx table, cells as text."""
-    if path.suffix == ".xlsx":
-        yield from read_excel(path)
-        return
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-        file.seek(0)
-        delimiter = max(",;\t", key=header.count)
-        yield from csv.DictReader(file, delimiter=delimiter)

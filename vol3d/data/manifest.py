@@ -26,7 +26,10 @@ SHOWN = 5
 
 
 class Problem(NamedTuple):
-    """Something wrong with one field of one row. `row` counts as an editor shows it (a CSV's header is row 1)."""
+    """Something wrong with one field of one row.
+
+    `row` counts as an editor shows it (a CSV's header is row 1); 0 where studies come from no file's rows.
+    """
 
     row: int
     study: str
@@ -34,7 +37,11 @@ class Problem(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        return f"row {self.row} (study {self.study!r}), field {self.field!r}: {self.message}"
+        return f"{_place(self.row, self.study)}, field {self.field!r}: {self.message}"
+
+
+def _place(row: int, study: str) -> str:
+    return f"row {row} (study {study!r})" if row else f"study {study!r}"
 
 
 class ManifestError(ValueError):
@@ -190,45 +197,60 @@ def importers() -> ModuleType:
 
 def read_rows(path: Path, *, allow_outside: bool = False) -> tuple[list[tuple[int, Study]], list[Problem], int]:
     """(row number, Study) of each good row, all problems, and the number of rows; for whoever wants to go on."""
+    rows = READERS[path.suffix](path)
+    studies, problems, count = check_rows(path.name, rows, path.parent, allow_outside=allow_outside)
+    problems += check_across(studies)
+    return studies, sorted(problems, key=lambda problem: problem.row), count
+
+
+def check_rows(
+    name: str, rows: Iterable[tuple[int, dict[str, Any] | str]], folder: Path, *, allow_outside: bool
+) -> tuple[list[tuple[int, Study]], list[Problem], int]:
+    """The same of numbered rows from anywhere, each looked at for itself.
+
+    Args:
+        name: the file's, for warnings.
+        folder: where relative paths start.
+    """
     forget_folders()
-    folder = str(path.parent)
     studies: list[tuple[int, Study]] = []
     problems: list[Problem] = []
     columns: dict[str, int] = {}
-    rows = 0
-    for number, row in READERS[path.suffix](path):
-        rows += 1
+    count = 0
+    for number, row in rows:
+        count += 1
         if isinstance(row, str):
             problems.append(Problem(number, "?", "row", row))
             continue
         for column in row.keys() - CHECKS.keys():
             columns[column] = columns.get(column, 0) + 1
-        study, wrong = check_row(row, folder, allow_outside=allow_outside)
-        problems += [Problem(number, str(row.get("study", "?")), name, message) for name, message in wrong]
+        study, wrong = check_row(row, str(folder), allow_outside=allow_outside)
+        problems += [Problem(number, str(row.get("study", "?")), field, message) for field, message in wrong]
         if study is not None:
             studies.append((number, study))
-    _warn_of_columns(path.name, columns)
-    problems += _across_rows(studies)
-    _warn_of_rows(path.name, studies)
-    return studies, sorted(problems, key=lambda problem: problem.row), rows
+    _warn_of_columns(name, columns)
+    _warn_of_rows(name, studies)
+    return studies, problems, count
 
 
-def _across_rows(studies: list[tuple[int, Study]]) -> list[Problem]:
+def check_across(studies: Iterable[tuple[int, Study]]) -> list[Problem]:
     """Names given twice, patients in two splits, priors of another patient."""
+    studies = list(studies)
     problems = []
     first: dict[str, tuple[int, Study]] = {}
     where: dict[str, tuple[int, Study]] = {}
     for number, study in studies:
-        earlier, _ = first.setdefault(study.study, (number, study))
-        if earlier != number:
-            problems.append(Problem(number, study.study, "study", f"was already used in row {earlier}: rename one"))
+        earlier, other = first.setdefault(study.study, (number, study))
+        if other is not study:
+            message = f"was already used{f' in row {earlier}' if earlier else ''}: rename one"
+            problems.append(Problem(number, study.study, "study", message))
         if study.split is None:
             continue
         earlier, other = where.setdefault(study.patient, (number, study))
         if other.split != study.split:
             message = (
-                f"patient {study.patient!r} is in {study.split} here and in {other.split} in row {earlier} "
-                f"(study {other.study!r}): keep all studies of a patient in one split"
+                f"patient {study.patient!r} is in {study.split} here and in {other.split} in "
+                f"{_place(earlier, other.study)}: keep all studies of a patient in one split"
             )
             problems.append(Problem(number, study.study, "split", message))
     for number, study in studies:

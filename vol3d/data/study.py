@@ -112,13 +112,23 @@ class Study:
         row = {name: value for name, value in row.items() if value not in (None, [], {})}
         for name in PATH_FIELDS:
             if name in row:
-                path = Path(row[name])
+                path = Path(row[name]).absolute()
                 row[name] = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
         if row["patient"] == self.study:
             del row["patient"]
         return row
 
 
+_ONCE = "store it once, vol3d.write(vol3d.read(folder, {}), 'ct.nii.gz'), and give that file as image"
+_REMEDIES = {
+    "modality=": "meta.modality",
+    "with series=": _ONCE.format("series=…"),
+    "with irregular=": _ONCE.format("irregular='resample'"),
+}
+"""Arguments that a reader's message names → what does the same for a row."""
+
+
 def in_manifest_words(message: str) -> str:
-    """A reader's message with its `modality=` argument said as a manifest says it."""
-    return f"{message} (in a manifest: meta.modality)" if "modality=" in message else message
+    """A reader's message whose remedies can be followed by whoever has a manifest."""
+    said = "; ".join(words for argument, words in _REMEDIES.items() if argument in message)
+    return f"{message} (in a manifest: {said})" if said else message

@@ -28,6 +28,7 @@ from numpy import ndarray
 
 from vol3d.data.importers import array_to_nifti, npy_to_nifti
 from vol3d.data.study import Study
+from vol3d.data.tables import visible
 
 if TYPE_CHECKING:
     from vol3d.data.manifest import Manifest
@@ -68,7 +69,7 @@ def read_m3d_bench(source: str | Path, out: str | Path) -> Manifest:
 
 def _below(root: Path, end: str) -> list[Path]:
     """Files beside the data's folders and in them, not among the cases."""
-    return sorted({*root.glob(f"*.{end}"), *root.glob(f"*/*.{end}")})
+    return sorted({*visible(root, f"*.{end}"), *visible(root, f"*/*.{end}")})
 
 
 # --- captions and questions -------------------------------------------------------------------------------------
@@ -121,7 +122,7 @@ def _key(name: str) -> str:
 def _segmented(root: Path, out: Path) -> list[Study]:
     """The test volumes of M3D-Seg, each with a label map of its classes and a box around each."""
     studies = []
-    for card in sorted({*root.glob("[0-9]*/*.json"), *root.glob("*/[0-9]*/*.json")}):
+    for card in sorted({*visible(root, "[0-9]*/*.json"), *visible(root, "*/[0-9]*/*.json")}):
         if card.stem != card.parent.name:
             continue
         pairs: dict[str, list[str]] = defaultdict(list)

@@ -14,12 +14,12 @@ Source: Blankemeier et al., Merlin (arXiv:2406.06512).
 
 from __future__ import annotations
 
-import csv
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vol3d.data.importers import merge_masks
+from vol3d.data.tables import optional, visible
 
 if TYPE_CHECKING:
     from vol3d.data.manifest import Manifest
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 FIVE_YEARS = 1826
 """Days. A disease within five years counts as an event on the last of them, none as followed one day longer."""
-Table = dict[str, dict[str, str]]
 
 
 def read_merlin(folder: str | Path, out: str | Path) -> Manifest:
@@ -43,30 +42,19 @@ def read_merlin(folder: str | Path, out: str | Path) -> Manifest:
 
     folder, out = Path(folder).absolute(), Path(out).absolute()
     manifest = Manifest.from_merlin(folder)
-    codes, diseases = _table(folder, "phenotypes*.csv"), _table(folder, "five_years_disease_task*.csv")
-    masks = {path.name: path for path in sorted(folder.glob("segmentations/*")) if path.is_dir()}
-    organs = sorted({path.name.removesuffix(".nii.gz") for one in masks.values() for path in one.glob("*.nii.gz")})
+    codes, diseases = (optional(folder, name, "study id") for name in ("phenotypes*", "five_years_disease_task*"))
+    masks = {path.name: path for path in visible(folder, "segmentations/*") if path.is_dir()}
+    organs = sorted({path.name.removesuffix(".nii.gz") for one in masks.values() for path in visible(one, "*.nii.gz")})
     numbers = {name: number for number, name in enumerate(organs, start=1)}
     studies = []
     for study in manifest:
         study = _with_codes(study, codes.get(study.study, {}))
         study = _with_outcomes(study, diseases.get(study.study, {}))
         if study.study in masks:
-            merged = merge_masks(masks[study.study], numbers, out / f"{study.study}-organs.nii.gz")
+            merged = merge_masks(masks[study.study], numbers, out / f"{study.study}-organs")
             study = replace(study, mask=merged, mask_labels=numbers) if merged else study
         studies.append(study)
     return Manifest(studies, manifest.path)
-
-
-def _table(folder: Path, pattern: str) -> Table:
-    rows: Table = {}
-    for path in sorted(folder.rglob(pattern)):
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            for row in csv.DictReader(file):
-                if "study id" not in row:
-                    raise ValueError(f"{path.name} has no column 'study id'; it has {', '.join(map(repr, row))}")
-                rows[row.pop("study id")] = row
-    return rows
 
 
 def _labels(row: dict[str, str]) -> dict[str, int]:
