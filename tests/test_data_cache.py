@@ -87,6 +87,16 @@ def test_another_grid_or_file_finds_no_entry_another_window_does(tmp_path: Path)
     assert not cache.has(replace(study, meta={"modality": "MR"})), "taken as something else, prepared anew"
 
 
+@pytest.mark.parametrize("modality", ["CT", "ct abdomen", "Computed Tomography", " ", None])
+def test_a_column_that_says_ct_does_not_vouch_for_hu(tmp_path: Path, modality: str | None) -> None:
+    study = replace(make_manifest(tmp_path, 1)[0], meta={"modality": modality})
+    write_nifti(study.image, np.full((24, 24, 16), 1024, np.int16) + 40 * np.eye(24, 16, dtype=np.int16))
+    with pytest.raises(ValueError, match=r"no air, so .*\(in a manifest: meta.modality; meta.hu: true\)"):
+        sample(study, GRID)
+    for about in ({"modality": modality, "hu": True}, {"hu": "true"}, {"modality": "MR"}):
+        assert sample(replace(study, meta=about), GRID).hu.max() >= 1024
+
+
 def test_identity_follows_content_not_place(tmp_path: Path) -> None:
     image = make_manifest(tmp_path, 1)[0].image
     copy = Path(shutil.copy(image, tmp_path / "copy.nii.gz"))

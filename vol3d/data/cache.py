@@ -156,7 +156,7 @@ class VolumeCache:
 
     def _path(self, study: Study, mask: Path | None = None) -> Path:
         files = [file_identity(study.image), *([""] if mask is None else [file_identity(mask), MASK_FORMAT])]
-        key = json.dumps([FORMAT, self.grid.fingerprint, _modality(study), *files])
+        key = json.dumps([FORMAT, self.grid.fingerprint, study.modality, *files])
         name = hashlib.sha256(key.encode()).hexdigest()[:40]
         return self.folder / name[:2] / (name + SUFFIX)
 
@@ -271,8 +271,7 @@ Through = Callable[[Study, Path | None, Callable[[], dict[str, Tensor]], Room], 
 def _sample(study: Study, grid: Grid, through: Through, masks: Collection[str], room: Room) -> Sample:
     from vol3d.volume.read import load, read_mask
 
-    options = {} if (modality := _modality(study)) is None else {"modality": modality}
-    loaded = remember(lambda: load(study.image, unread=True, **options))
+    loaded = remember(lambda: load(study.image, unread=True, modality=study.modality))
 
     def image() -> dict[str, Tensor]:
         on_grid = grid.place(loaded())
@@ -296,12 +295,6 @@ def _moved(tensors: dict[str, Tensor], room: Room) -> dict[str, Tensor]:
     """What was just made, in the memory it is wanted in."""
     places = {name: room(name, tuple(t.shape)) for name, t in tensors.items() if t.dtype == torch.int16}
     return tensors | {name: place.copy_(tensors[name]) for name, place in places.items() if place is not None}
-
-
-def _modality(study: Study) -> str | None:
-    """What the row says the image is when it is no CT in HU (`meta.modality`)."""
-    modality = study.meta.get("modality")
-    return modality if isinstance(modality, str) else None
 
 
 def _plain_tensor(tensor: Tensor) -> Tensor:

@@ -138,6 +138,4 @@ def _key(study: Study) -> str:
         files = [file_identity(p) for p in (study.image, study.mask, study.finding_mask) if p is not None]
     except OSError as error:
         files = [str(error)]
-    return json.dumps(
-        [study.study, files, study.mask_labels, study.finding_labels, study.boxes, study.meta.get("modality")]
-    )
+    return json.dumps([study.study, files, study.mask_labels, study.finding_labels, study.boxes, study.modality])

@@ -89,7 +89,7 @@ def probe(study: Study) -> Probe:
     seen = volume[0].numpy()[:: step[0], :: step[1], :: step[2]]
     found.content = blake2b(np.ascontiguousarray(seen, np.float32).tobytes(), digest_size=16).hexdigest()
     found.look = _look(seen)
-    ct = str(study.meta.get("modality", "CT")).upper() == "CT"
+    ct = study.modality in (None, "CT")
     for check, severity, message in _check_image(seen, found, ct=ct):
         note(study.image, check, severity, message)
     if _burnt_in(study.image):
@@ -113,11 +113,10 @@ def probe(study: Study) -> Probe:
 
 
 def read_volume(study: Study) -> MetaTensor:
-    """The image as the manifest says it is: `meta.modality` names what is not CT."""
+    """The image as the manifest says it is."""
     from vol3d.volume.read import read
 
-    modality = study.meta.get("modality")
-    return read(study.image, modality=modality if isinstance(modality, str) else None)
+    return read(study.image, modality=study.modality)
 
 
 def _affine(volume: MetaTensor) -> NDArray[np.float64]:

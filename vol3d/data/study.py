@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -103,6 +104,16 @@ class Study:
     def __hash__(self) -> int:
         return hash((self.study, self.image))
 
+    @property
+    def modality(self) -> str | None:
+        """What the image is read as: `meta.modality` where that is another than CT; "CT" where `meta.hu` vouches that
+        its values are HU; otherwise None, so that they are checked. A table's "CT" or "CT abdomen" only describes.
+        """
+        said = self.meta.get("modality")
+        if isinstance(said, str) and said.strip() and not _CT.match(said):
+            return said
+        return "CT" if str(self.meta.get("hu")).lower() in ("true", "1") else None
+
     def __repr__(self) -> str:
         return f"Study({self.study!r}, image={str(self.image)!r}, patient={self.patient!r}, split={self.split!r})"
 
@@ -119,9 +130,11 @@ class Study:
         return row
 
 
+_CT = re.compile(r"\s*(ct|cta|computed tomography)\b", re.IGNORECASE)
 _ONCE = "store it once, vol3d.write(vol3d.read(folder, {}), 'ct.nii.gz'), and give that file as image"
 _REMEDIES = {
     "modality=": "meta.modality",
+    "vouch with": "meta.hu: true",
     "with series=": _ONCE.format("series=…"),
     "with irregular=": _ONCE.format("irregular='resample'"),
 }

@@ -130,7 +130,7 @@ class FeatureStore:
         if not self._weights:
             return None
         card = json.dumps(self.grid.to_dict(), sort_keys=True)
-        image = [file_identity(study.image), study.meta.get("modality")]
+        image = [file_identity(study.image), study.modality]
         key = json.dumps([FORMAT, card, self._weights, self.precision, *image])
         name = hashlib.sha256(key.encode()).hexdigest()[:40]
         return self.folder / self._weights[:16] / name[:2] / f"{name}.safetensors"
