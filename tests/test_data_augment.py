@@ -213,10 +213,28 @@ def test_transforms_that_cannot_serve_a_batch() -> None:
 
     with pytest.raises(ValueError, match=r"study 's0': the transform made image \(1, 8, 8, 8\) of \(1, 24, 20, 16\)"):
         Transforms(CenterSpatialCropd("image", roi_size=(8, 8, 8)))(batch())
-    with pytest.raises(ValueError, match="gave a plain tensor"):
+    with pytest.raises(ValueError, match="gave a plain tensor as image"):
         Transforms(Lambdad("image", lambda image: image.as_tensor().clone(), track_meta=False))(batch())
     with pytest.raises(ValueError, match=r"image is torch\.int16: augment after the window"):
         Transforms(RandFlipd("image"))(Batch(batch().studies, batch().image.short(), batch().affine))
+
+
+def test_a_mask_is_never_left_where_the_image_was() -> None:
+    from monai.transforms import RandAffined, RandFlipd
+
+    for alone in (RandFlipd("image", prob=1.0, spatial_axis=0), RandAffined("image", prob=1.0, translate_range=3)):
+        with pytest.raises(ValueError, match=r"study 's0': the transform moved image and mask apart: .*finding_mask"):
+            Transforms(alone)(batch(**WORDS))
+    with pytest.raises(ValueError, match="image and mask apart"):
+        Transforms(RandFlipd("mask", prob=1.0, spatial_axis=0))(batch(**WORDS))
+    torchio = pytest.importorskip("torchio")
+    for options in ({"include": ["image"]}, {"exclude": ["mask"]}):
+        flip = torchio.RandomFlip(axes=0, flip_probability=1.0, **options)
+        with pytest.raises(ValueError, match=r"Flip has include=.*: leave both out"):
+            Transforms(torchio.Compose([flip]))(batch(**WORDS))
+    # What only changes the values may well be for the image alone.
+    after = Transforms(torchio.RandomNoise(std=0.1, include=["image"]))(batch(**WORDS))
+    assert not torch.equal(after.image, batch().image)
 
 
 def test_sentences_of_radiologists_mirror_with_their_findings() -> None:

@@ -20,10 +20,12 @@ from vol3d.data.batch import Batch
 from vol3d.data.mirror import mirror_study, names_a_side
 from vol3d.data.study import Study
 
-Moved = tuple[dict[str, Tensor], NDArray[np.float64]]
-"""What a transform made of a study's volumes, and the matrix new voxel index → old voxel index."""
+Moved = tuple[dict[str, Tensor], dict[str, NDArray[np.float64]]]
+"""What a transform made of a study's volumes, and for each the matrix new voxel index → old voxel index."""
 _PROBES = 24
 """Voxels along each axis that are asked where they came from."""
+_SAME = 1e-3
+"""Voxels that an image and its mask may lie apart."""
 
 
 @dataclass(frozen=True)
@@ -204,14 +206,15 @@ class Transforms:
     An elastic transform moves the edges of boxes against the voxels by as much as it bends.
 
     Args:
-        transform: a MONAI dictionary transform (keys "image", "mask", "finding_mask"; give it
-            `allow_missing_keys=True` where not every batch has all), which runs on the device; or a torchio
-            transform, which runs on the CPU.
+        transform: a MONAI dictionary transform, which runs on the device, or a torchio transform, which runs on the
+            CPU. What moves voxels moves the masks too: a MONAI one needs the keys "image", "mask", "finding_mask",
+            with `allow_missing_keys=True`, since not every batch has all.
         seed: the same seed and step give the same result.
 
     Example:
         >>> from monai.transforms import RandFlipd
-        >>> augment = Transforms(RandFlipd("image", prob=0.5, spatial_axis=0))
+        >>> keys = ("image", "mask", "finding_mask")
+        >>> augment = Transforms(RandFlipd(keys, prob=0.5, spatial_axis=0, allow_missing_keys=True))
     """
 
     def __init__(self, transform: Callable[[Any], Any], seed: int = 0) -> None:
@@ -226,7 +229,7 @@ class Transforms:
             image (batch, channels, x, y, z) float, as windowed; the same out.
 
         Raises:
-            ValueError: the transform changed the shape, or threw the affine away.
+            ValueError: the transform changed the shape, threw the affine away, or moved the image and left a mask.
         """
         if not batch.image.is_floating_point():
             raise ValueError(f"image is {batch.image.dtype}: augment after the window, when it is float")
@@ -242,7 +245,7 @@ class Transforms:
             if (masks := getattr(batch, name)) is not None:
                 given[name] = masks[row][None]
         study, affine = batch.studies[row], batch.affine[row].cpu().numpy()
-        made, source = self._seeded(given, affine, hash((self.seed, step, row)) % 2**32)
+        made, sources = self._seeded(given, affine, hash((self.seed, step, row)) % 2**32)
         for name, volume in made.items():
             if volume.shape != given[name].shape:
                 raise ValueError(
@@ -251,6 +254,12 @@ class Transforms:
                 )
             unknown = name != "image" and bool((given[name] == -1).all())
             made[name] = given[name] if unknown else volume.to(given[name])
+        source = sources["image"]
+        if apart := [name for name in sources if not np.allclose(sources[name], source, atol=_SAME)]:
+            raise ValueError(
+                f"study {study.study!r}: the transform moved image and {apart[0]} apart: give what moves voxels "
+                'keys=("image", "mask", "finding_mask") and allow_missing_keys=True'
+            )
         affine = affine @ source
         if np.linalg.det(source[:3, :3]) < 0:
             width = batch.image.shape[2]
@@ -282,14 +291,15 @@ def _monai(transform: Callable[[Any], Any], given: dict[str, Tensor], affine: ND
     from monai.data import MetaTensor
 
     made = transform({k: MetaTensor(v.clone(), affine=torch.from_numpy(affine.copy())) for k, v in given.items()})
-    image = made["image"]
-    if not isinstance(image, MetaTensor):
-        raise ValueError(
-            "the transform gave a plain tensor, so that nobody knows whether left is left: use MONAI's dictionary "
-            "transforms with metadata (monai.data.set_track_meta(True))"
-        )
-    source = np.linalg.inv(affine) @ image.affine.cpu().numpy().astype(np.float64)
-    return {name: made[name].as_subclass(Tensor) for name in given}, source
+    for name in given:
+        if not isinstance(made[name], MetaTensor):
+            raise ValueError(
+                f"the transform gave a plain tensor as {name}, so that nobody knows whether left is left: use MONAI's "
+                "dictionary transforms with metadata (monai.data.set_track_meta(True))"
+            )
+    back = np.linalg.inv(affine)
+    sources = {name: back @ made[name].affine.cpu().numpy().astype(np.float64) for name in given}
+    return {name: made[name].as_subclass(Tensor) for name in given}, sources
 
 
 def _torchio(transform: Callable[[Any], Any], given: dict[str, Tensor], affine: NDArray[np.float64]) -> Moved:
@@ -307,10 +317,16 @@ def _torchio(transform: Callable[[Any], Any], given: dict[str, Tensor], affine: 
         **{k: torchio.LabelMap(tensor=v.cpu(), affine=affine) for k, v in given.items() if k != "image"},
     )
     moved = transform(subject)
+    for done in moved.history:
+        if isinstance(done, torchio.SpatialTransform) and (done.include or done.exclude):
+            raise ValueError(
+                f"{type(done).__name__} has include={done.include} and exclude={done.exclude}, so that image, masks "
+                "and words would part: leave both out, torchio moves all volumes of a study alike"
+            )
     made = {name: moved[name].data.to(volume.device) for name, volume in given.items()}
-    if tuple(made["image"].shape[1:]) != shape:
-        return made, np.eye(4)
-    return made, _fit(moved["number"].data[0].round().long().numpy() - 1, shape)
+    whole = tuple(made["image"].shape[1:]) == shape
+    source = _fit(moved["number"].data[0].round().long().numpy() - 1, shape) if whole else np.eye(4)
+    return made, dict.fromkeys(given, source)
 
 
 def _fit(number: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.float64]:
