@@ -86,6 +86,7 @@ WORDS = {
     "finding_labels": {"left pleural effusion": 1},
     "boxes": [{"label": "left pleural effusion", "min_mm": [-40.0, 20.0, 120.0], "max_mm": [-30.0, 40.0, 140.0]}],
     "questions": [{"question": "Which side?", "answer": "left", "choices": ["left", "right"], "kind": "side"}],
+    "meta": {"prior_report": "Large left pleural effusion.", "age": 60},
 }
 
 
@@ -104,6 +105,7 @@ def test_flip_turns_voxels_words_names_and_boxes_together() -> None:
     assert study.questions == [
         {"question": "Which side?", "answer": "right", "choices": ["right", "left"], "kind": "side"}
     ]
+    assert study.meta == {"prior_report": "Large right pleural effusion.", "age": 60}, "the prompt shows it"
     [box] = study.boxes
     # The grid runs from −50 to −4 mm along x, so its middle is at −27.
     assert (box["label"], box["min_mm"], box["max_mm"]) == ("right pleural effusion", [-24, 20, 120], [-14, 40, 140])

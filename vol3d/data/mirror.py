@@ -25,7 +25,8 @@ def names_a_side(study: Study) -> bool:
 
 
 def mirror_study(study: Study, affine: NDArray[np.float64], width: int) -> Study:
-    """The row of a study whose voxels were flipped along x: texts, label names, boxes and questions turned with it.
+    """The row of a study whose voxels were flipped along x: texts, the earlier report among them, label names, boxes
+    and questions turned with it.
 
     Args:
         affine: (4, 4) voxel index → RAS mm of the grid that was flipped.
@@ -36,6 +37,8 @@ def mirror_study(study: Study, affine: NDArray[np.float64], width: int) -> Study
         changes[name] = {swap_sides(key): value for key, value in getattr(study, name).items()}
     changes["boxes"] = [_mirror_box(box, affine, width) for box in study.boxes]
     changes["questions"] = [_mirror_texts(question) for question in study.questions]
+    if earlier := study.meta.get("prior_report"):
+        changes["meta"] = {**study.meta, "prior_report": swap_sides(earlier)}
     return replace(study, **changes)
 
 
