@@ -14,8 +14,10 @@ from volume_files import SHARED, needs_shared
 
 from vol3d.data.augment import Augment, Transforms
 from vol3d.data.batch import Batch
+from vol3d.data.boxes import keep_in_view, visible_share
 from vol3d.data.manifest import Study
 from vol3d.data.mirror import mirror_study
+from vol3d.model.box_prompts import boxes_of
 from vol3d.text.lexicon import swap_finding, swap_sides
 from vol3d.text.ontology import in_report_order
 from vol3d.text.parser import parse_findings
@@ -119,6 +121,46 @@ def test_twice_mirrored_is_the_same() -> None:
     assert twice == study
 
 
+def mm_box(low: tuple[float, ...], high: tuple[float, ...], label: str = "nodule") -> dict[str, Any]:
+    """A box from the lower to the upper face of voxels of `batch()`."""
+
+    def mm(end: tuple[float, ...]) -> list[float]:
+        return [(v - 0.5) * step + first for v, step, first in zip(end, SPACING, (-50, 10, 100), strict=True)]
+
+    return {"label": label, "min_mm": mm(low), "max_mm": mm(high)}
+
+
+@pytest.mark.parametrize("kind", ["own", "monai", "torchio"])
+def test_a_box_that_leaves_the_view_is_not_taught_at_that_visit(kind: str) -> None:
+    """Two slices at the upper end: some steps move them out, and then the row has no box; others keep what they see."""
+    edge = batch(boxes=[mm_box((5, 10, 14), (10, 15, 16))], labels_known={"nodule": 1})
+    augment = Augment(shift=5.0, rotate=10.0) if kind == "own" else Transforms(transform(f"{kind} move"))
+    kept = 0
+    for step in range(20):
+        after = augment(edge, step)
+        for row, study in enumerate(after.studies):
+            share = visible_share(edge.studies[row].boxes[0], after.affine[row].numpy(), SHAPE)
+            assert study.boxes == (edge.studies[row].boxes if share >= 0.5 else [])
+            asks = boxes_of(after, row)  # refuses what lies outside
+            assert [ask.name for ask in asks] == ["nodule"] * len(study.boxes), "neither there nor absent"
+            kept += len(study.boxes)
+    assert 4 < kept < 40
+    assert len(edge.studies[0].boxes) == 1, "the manifest's own row is not touched"
+
+
+def test_what_the_grid_itself_cuts_off_is_no_fault_of_augmentation() -> None:
+    inside, cut, outside = mm_box((5, 5, 5), (9, 9, 9)), mm_box((5, 5, 15), (9, 9, 25)), mm_box((5, 5, 20), (9, 9, 22))
+    affine = batch().affine[0].numpy()
+    assert [visible_share(box, affine, SHAPE) for box in (inside, cut, outside)] == pytest.approx([1, 0.1, 0])
+    study = Study("s", Path("a"), boxes=[inside, cut, outside])
+    assert keep_in_view(study, affine, affine, SHAPE) is study, "partly cut is learnt, outside is refused by the task"
+    moved = affine.copy()
+    moved[2, 3] -= 4.0  # one slice down
+    assert keep_in_view(study, affine, moved, SHAPE).boxes == [inside, outside]
+    with pytest.raises(ValueError, match="lies outside the volume"):
+        boxes_of(Augment(shift=1.0)(batch(boxes=[mm_box((5, 5, 30), (9, 9, 32))])), 0)
+
+
 def test_codes_that_may_name_a_side_are_never_flipped() -> None:
     sided = batch(codes=["C34.11"], code_system="icd10cm")
     assert torch.equal(Augment(flip=1.0)(sided).image, sided.image)
@@ -159,7 +201,7 @@ def transform(name: str) -> Any:
         "monai flip": lambda: monai.RandFlipd(keys, prob=1.0, spatial_axis=0, **own),
         "monai turn": lambda: monai.RandFlipd(keys, prob=1.0, spatial_axis=(0, 1), **own),
         "monai move": lambda: monai.RandAffined(
-            keys, prob=1.0, rotate_range=0.3, translate_range=2, scale_range=0.1, padding_mode="border",
+            keys, prob=1.0, rotate_range=0.3, translate_range=(2, 2, 3), scale_range=0.1, padding_mode="border",
             mode=("bilinear", "nearest", "nearest"), **own,
         ),
         "monai noise": lambda: monai.RandGaussianNoised("image", prob=1.0, std=0.1, **own),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vol3d.data.batch import Batch
+from vol3d.data.boxes import keep_in_view
 from vol3d.data.mirror import mirror_study, names_a_side
 from vol3d.data.study import Study
 
@@ -33,7 +34,8 @@ class Augment:
     """Random changes of a windowed batch, drawn anew for each study; the same seed and step give the same ones.
 
     Masks and affines follow the voxels. Boxes and reports stay true: they are in mm and words, and the affine says
-    where each voxel now lies. Only `flip` changes the patient, and with it the study's words, label names and boxes.
+    where each voxel now lies. A box that leaves the view, by more than half of what was in it, is left out of the
+    study's row at this visit. Only `flip` changes the patient, and with it the study's words, label names and boxes.
 
     Args:
         rotate: up to so many degrees about each axis.
@@ -97,8 +99,11 @@ class Augment:
         source = torch.eye(4, dtype=torch.float64).repeat(len(batch), 1, 1)  # new voxel index → old voxel index
         source[:, :3, :3], source[:, :3, 3] = linear, offset
         places = _sampling_grid(source, batch.image)
+        old, size = batch.affine.cpu(), tuple(batch.image.shape[2:])
+        moves = zip(batch.studies, old.numpy(), (old @ source).numpy(), strict=True)
         return replace(
             batch,
+            studies=[keep_in_view(study, before, after, size) for study, before, after in moves],
             image=_sample(batch.image, places, "bilinear"),
             affine=batch.affine @ source.to(batch.affine.device),
             mask=_move_mask(batch.mask, places),
@@ -201,9 +206,10 @@ def _flip(batch: Batch, wanted: Tensor) -> Batch:
 class Transforms:
     """A transform of MONAI or torchio on each study of a windowed batch, as `VolumeData(augment=…)` takes it.
 
-    Affines follow the voxels. A body that comes out mirrored (an odd number of flips, along whichever axes) gets its
-    words, label names and boxes turned; a study with codes that may name a side gets its voxels turned back instead.
-    An elastic transform moves the edges of boxes against the voxels by as much as it bends.
+    Affines follow the voxels, and a box that leaves the view is left out as by `Augment`. A body that comes out
+    mirrored (an odd number of flips, along whichever axes) gets its words, label names and boxes turned; a study with
+    codes that may name a side gets its voxels turned back instead. An elastic transform moves the edges of boxes
+    against the voxels by as much as it bends.
 
     Args:
         transform: a MONAI dictionary transform, which runs on the device, or a torchio transform, which runs on the
@@ -260,7 +266,8 @@ class Transforms:
                 f"study {study.study!r}: the transform moved image and {apart[0]} apart: give what moves voxels "
                 'keys=("image", "mask", "finding_mask") and allow_missing_keys=True'
             )
-        affine = affine @ source
+        before, affine = affine, affine @ source
+        study = keep_in_view(study, before, affine, tuple(batch.image.shape[2:]))
         if np.linalg.det(source[:3, :3]) < 0:
             width = batch.image.shape[2]
             # Described as a mirrored body on a grid that is none, as every grid of vol3d.
