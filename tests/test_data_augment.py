@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from volume_files import SHARED, needs_shared
 from vol3d.data.augment import Augment, Transforms
 from vol3d.data.batch import Batch
 from vol3d.data.boxes import keep_in_view, visible_share
-from vol3d.data.manifest import Study
+from vol3d.data.dataset import VolumeData
+from vol3d.data.manifest import Manifest, Study
 from vol3d.data.mirror import mirror_study
 from vol3d.model.box_prompts import boxes_of
 from vol3d.text.lexicon import swap_finding, swap_sides
 from vol3d.text.ontology import in_report_order
 from vol3d.text.parser import parse_findings
+from vol3d.volume.grid import Grid
 
 SHAPE = (24, 20, 16)
 SPACING = (2.0, 2.0, 4.0)
@@ -79,6 +82,23 @@ def test_same_seed_and_step_same_result() -> None:
     assert not torch.equal(augment(batch(), 5).image, augment(batch(), 6).image)
     image = augment(batch(), 5).image
     assert not torch.equal(image[0], image[1]), "each study its own"
+
+
+def test_shading_goes_by_the_window_whatever_values_its_ends_became() -> None:
+    """The same HU through a card of 0 … 1 and one of −1 … 1: the same changes in HU, and the middle stays in place."""
+    hu = (batch().image * 1500 - 1000).short()
+    shade = Augment(brightness=0.1, contrast=0.5, noise=0.05)
+    changed = []
+    for out_range in ((0.0, 1.0), (-1.0, 1.0)):
+        data = VolumeData(Manifest([]), Grid(window=(-1000, 1000), out_range=out_range))
+        windowed = data.on_after_batch_transfer(replace(batch(), image=hu), 0)
+        low, high = windowed.value_range
+        assert (low, high) == out_range
+        changed.append((shade(windowed, 1).image - low) / (high - low))
+        flat = replace(windowed, image=torch.full_like(windowed.image, (low + high) / 2))
+        assert torch.equal(Augment(contrast=0.5)(flat, 1).image, flat.image)
+    torch.testing.assert_close(changed[0], changed[1], rtol=0, atol=1e-6)
+    assert Grid(window="zscore").value_range == (-0.5, 0.5), "about the mean"
 
 
 WORDS = {

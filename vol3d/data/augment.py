@@ -43,7 +43,7 @@ class Augment:
         shift: up to so many voxels along each axis.
         brightness: up to so much added, in units of the window (0.1 of ±1000 HU is 200 HU).
         contrast: up to so much stronger or weaker about the window's middle.
-        noise: standard deviation of Gaussian noise, up to so much.
+        noise: standard deviation of Gaussian noise, up to so much, in units of the window.
         flip: probability of a left–right flip. Anatomy is mirrored (the liver lies left), so keep it at 0 unless
             the task does not know sides. A study with codes that may name a side is never flipped.
         seed: of all draws.
@@ -84,7 +84,7 @@ class Augment:
             batch = _flip(batch, draw.unit() < self.flip)
         if self.rotate or self.zoom or self.shift:
             batch = self._move(batch, draw)
-        return replace(batch, image=self._shade(batch.image, draw))
+        return replace(batch, image=self._shade(batch.image, batch.value_range, draw))
 
     def _move(self, batch: Batch, draw: _Draws) -> Batch:
         """Rotation, zoom and shift about the grid's centre; linear for the image, nearest for masks."""
@@ -110,14 +110,15 @@ class Augment:
             finding_mask=_move_mask(batch.finding_mask, places),
         )
 
-    def _shade(self, image: Tensor, draw: _Draws) -> Tensor:
+    def _shade(self, image: Tensor, value_range: tuple[float, float], draw: _Draws) -> Tensor:
+        middle, width = sum(value_range) / 2, value_range[1] - value_range[0]
         if self.brightness or self.contrast:
             gain, level = (
                 amount[:, :, None, None, None].to(image) for amount in (draw.around_zero(1), draw.around_zero(1))
             )
-            image = (image - 0.5) * (1 + self.contrast * gain) + 0.5 + self.brightness * level
+            image = (image - middle) * (1 + self.contrast * gain) + middle + self.brightness * width * level
         if self.noise:
-            strength = (self.noise * draw.unit())[:, None, None, None, None].to(image)
+            strength = (self.noise * width * draw.unit())[:, None, None, None, None].to(image)
             generator = torch.Generator(image.device).manual_seed(draw.seed())
             image = image + strength * torch.randn(
                 image.shape, generator=generator, device=image.device, dtype=image.dtype

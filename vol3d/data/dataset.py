@@ -321,7 +321,7 @@ class VolumeData(LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Windows int16 HU on the device: (batch, 1, x, y, z) → float (batch, channels, x, y, z)."""
         if not batch.image.is_floating_point():
-            batch = replace(batch, image=self.grid.window_hu(batch.image))
+            batch = replace(batch, image=self.grid.window_hu(batch.image), value_range=self.grid.value_range)
         if self.augment is None or self.trainer is None or not self.trainer.training:
             return batch
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx

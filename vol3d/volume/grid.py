@@ -124,6 +124,12 @@ class Grid:
         return 1 if isinstance(self.window, str) else len(self.window)
 
     @property
+    def value_range(self) -> tuple[float, float]:
+        """What a window's ends become: `out_range`; of a z-score, which has no ends, one deviation about the mean."""
+        low, high = self.out_range
+        return (-0.5, 0.5) if self.window == "zscore" else (float(low), float(high))
+
+    @property
     def fingerprint(self) -> str:
         """Sixteen hex digits of all that decides the HU on the grid; the window, applied later, is left out."""
         kept = {key: value for key, value in self.to_dict().items() if key not in ("window", "out_range", "name")}
