@@ -82,6 +82,18 @@ def test_another_grid_or_file_finds_no_entry_another_window_does(tmp_path: Path)
     assert not cache.has(replace(study, meta={"modality": "MR"})), "taken as something else, prepared anew"
 
 
+def test_an_entry_of_a_padded_mr_made_before_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ct = make_manifest(tmp_path)[0]
+    cache = VolumeCache(tmp_path / "cache", GRID)
+    kinds = {name: replace(ct, meta={"modality": name}) for name in ("CT", "MR")}
+    now = {name: cache._path(study) for name, study in kinds.items()}
+    masks = {name: cache._path(study, study.mask) for name, study in kinds.items()}
+    monkeypatch.setattr(cache_module, "OTHER_FORMAT", 1)
+    assert cache._path(kinds["CT"]) == now["CT"]
+    assert cache._path(kinds["MR"]) != now["MR"]
+    assert {name: cache._path(study, study.mask) for name, study in kinds.items()} == masks, "masks stay"
+
+
 def test_identity_follows_content_not_place(tmp_path: Path) -> None:
     image = make_manifest(tmp_path, 1)[0].image
     copy = Path(shutil.copy(image, tmp_path / "copy.nii.gz"))

@@ -42,6 +42,8 @@ FORMAT = 1
 """Of the entries and of how they are named; also counted up when reading or resampling changes its result."""
 MASK_FORMAT = 2
 """Counted up when only label maps come to lie otherwise on a grid: images stay, masks are made anew."""
+OTHER_FORMAT = 2
+"""Counted up when only volumes that are no CT come to lie otherwise on a grid."""
 MASKS = ("mask", "finding_mask")
 """The label maps that a study may have."""
 _STALE_SECONDS = 3600
@@ -146,8 +148,8 @@ class VolumeCache:
         return None
 
     def _path(self, study: Study, mask: Path | None = None) -> Path:
-        files = [file_identity(study.image), *([""] if mask is None else [file_identity(mask), MASK_FORMAT])]
-        key = json.dumps([FORMAT, self.grid.fingerprint, _modality(study), *files])
+        about = ["", *other_format(study)] if mask is None else [file_identity(mask), MASK_FORMAT]
+        key = json.dumps([FORMAT, self.grid.fingerprint, _modality(study), file_identity(study.image), *about])
         name = hashlib.sha256(key.encode()).hexdigest()[:40]
         return self.folder / name[:2] / (name + SUFFIX)
 
@@ -286,6 +288,11 @@ def _modality(study: Study) -> str | None:
     """What the row says the image is when it is no CT in HU (`meta.modality`)."""
     modality = study.meta.get("modality")
     return modality if isinstance(modality, str) else None
+
+
+def other_format(study: Study) -> list[int]:
+    """What the key of anything made of the study's image holds besides when that is no CT."""
+    return [] if (_modality(study) or "CT").upper() == "CT" else [OTHER_FORMAT]
 
 
 def _plain_tensor(tensor: Tensor) -> Tensor:
