@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ from volume_files import SHARED, needs_shared
 
 from vol3d.data.augment import Augment, Transforms
 from vol3d.data.batch import Batch
-from vol3d.data.manifest import Study
+from vol3d.data.boxes import keep_in_view, visible_share
+from vol3d.data.dataset import VolumeData
+from vol3d.data.manifest import Manifest, Study
 from vol3d.data.mirror import mirror_study
+from vol3d.model.box_prompts import boxes_of
 from vol3d.text.lexicon import swap_finding, swap_sides
 from vol3d.text.ontology import in_report_order
 from vol3d.text.parser import parse_findings
+from vol3d.volume.grid import Grid
 
 SHAPE = (24, 20, 16)
 SPACING = (2.0, 2.0, 4.0)
@@ -79,6 +84,23 @@ def test_same_seed_and_step_same_result() -> None:
     assert not torch.equal(image[0], image[1]), "each study its own"
 
 
+def test_shading_goes_by_the_window_whatever_values_its_ends_became() -> None:
+    """The same HU through a card of 0 … 1 and one of −1 … 1: the same changes in HU, and the middle stays in place."""
+    hu = (batch().image * 1500 - 1000).short()
+    shade = Augment(brightness=0.1, contrast=0.5, noise=0.05)
+    changed = []
+    for out_range in ((0.0, 1.0), (-1.0, 1.0)):
+        data = VolumeData(Manifest([]), Grid(window=(-1000, 1000), out_range=out_range))
+        windowed = data.on_after_batch_transfer(replace(batch(), image=hu), 0)
+        low, high = windowed.value_range
+        assert (low, high) == out_range
+        changed.append((shade(windowed, 1).image - low) / (high - low))
+        flat = replace(windowed, image=torch.full_like(windowed.image, (low + high) / 2))
+        assert torch.equal(Augment(contrast=0.5)(flat, 1).image, flat.image)
+    torch.testing.assert_close(changed[0], changed[1], rtol=0, atol=1e-6)
+    assert Grid(window="zscore").value_range == (-0.5, 0.5), "about the mean"
+
+
 WORDS = {
     "report": "Small left pleural effusion. Nodule in the right middle lobe. The left hepatic lobe is normal.",
     "labels_known": {"left pleural effusion": 1},
@@ -86,6 +108,7 @@ WORDS = {
     "finding_labels": {"left pleural effusion": 1},
     "boxes": [{"label": "left pleural effusion", "min_mm": [-40.0, 20.0, 120.0], "max_mm": [-30.0, 40.0, 140.0]}],
     "questions": [{"question": "Which side?", "answer": "left", "choices": ["left", "right"], "kind": "side"}],
+    "meta": {"prior_report": "Large left pleural effusion.", "age": 60},
 }
 
 
@@ -104,6 +127,7 @@ def test_flip_turns_voxels_words_names_and_boxes_together() -> None:
     assert study.questions == [
         {"question": "Which side?", "answer": "right", "choices": ["right", "left"], "kind": "side"}
     ]
+    assert study.meta == {"prior_report": "Large right pleural effusion.", "age": 60}, "the prompt shows it"
     [box] = study.boxes
     # The grid runs from −50 to −4 mm along x, so its middle is at −27.
     assert (box["label"], box["min_mm"], box["max_mm"]) == ("right pleural effusion", [-24, 20, 120], [-14, 40, 140])
@@ -115,6 +139,46 @@ def test_twice_mirrored_is_the_same() -> None:
     affine = batch().affine[0].numpy()
     twice = mirror_study(mirror_study(study, affine, SHAPE[0]), affine, SHAPE[0])
     assert twice == study
+
+
+def mm_box(low: tuple[float, ...], high: tuple[float, ...], label: str = "nodule") -> dict[str, Any]:
+    """A box from the lower to the upper face of voxels of `batch()`."""
+
+    def mm(end: tuple[float, ...]) -> list[float]:
+        return [(v - 0.5) * step + first for v, step, first in zip(end, SPACING, (-50, 10, 100), strict=True)]
+
+    return {"label": label, "min_mm": mm(low), "max_mm": mm(high)}
+
+
+@pytest.mark.parametrize("kind", ["own", "monai", "torchio"])
+def test_a_box_that_leaves_the_view_is_not_taught_at_that_visit(kind: str) -> None:
+    """Two slices at the upper end: some steps move them out, and then the row has no box; others keep what they see."""
+    edge = batch(boxes=[mm_box((5, 10, 14), (10, 15, 16))], labels_known={"nodule": 1})
+    augment = Augment(shift=5.0, rotate=10.0) if kind == "own" else Transforms(transform(f"{kind} move"))
+    kept = 0
+    for step in range(20):
+        after = augment(edge, step)
+        for row, study in enumerate(after.studies):
+            share = visible_share(edge.studies[row].boxes[0], after.affine[row].numpy(), SHAPE)
+            assert study.boxes == (edge.studies[row].boxes if share >= 0.5 else [])
+            asks = boxes_of(after, row)  # refuses what lies outside
+            assert [ask.name for ask in asks] == ["nodule"] * len(study.boxes), "neither there nor absent"
+            kept += len(study.boxes)
+    assert 4 < kept < 40
+    assert len(edge.studies[0].boxes) == 1, "the manifest's own row is not touched"
+
+
+def test_what_the_grid_itself_cuts_off_is_no_fault_of_augmentation() -> None:
+    inside, cut, outside = mm_box((5, 5, 5), (9, 9, 9)), mm_box((5, 5, 15), (9, 9, 25)), mm_box((5, 5, 20), (9, 9, 22))
+    affine = batch().affine[0].numpy()
+    assert [visible_share(box, affine, SHAPE) for box in (inside, cut, outside)] == pytest.approx([1, 0.1, 0])
+    study = Study("s", Path("a"), boxes=[inside, cut, outside])
+    assert keep_in_view(study, affine, affine, SHAPE) is study, "partly cut is learnt, outside is refused by the task"
+    moved = affine.copy()
+    moved[2, 3] -= 4.0  # one slice down
+    assert keep_in_view(study, affine, moved, SHAPE).boxes == [inside, outside]
+    with pytest.raises(ValueError, match="lies outside the volume"):
+        boxes_of(Augment(shift=1.0)(batch(boxes=[mm_box((5, 5, 30), (9, 9, 32))])), 0)
 
 
 def test_codes_that_may_name_a_side_are_never_flipped() -> None:
@@ -157,7 +221,7 @@ def transform(name: str) -> Any:
         "monai flip": lambda: monai.RandFlipd(keys, prob=1.0, spatial_axis=0, **own),
         "monai turn": lambda: monai.RandFlipd(keys, prob=1.0, spatial_axis=(0, 1), **own),
         "monai move": lambda: monai.RandAffined(
-            keys, prob=1.0, rotate_range=0.3, translate_range=2, scale_range=0.1, padding_mode="border",
+            keys, prob=1.0, rotate_range=0.3, translate_range=(2, 2, 3), scale_range=0.1, padding_mode="border",
             mode=("bilinear", "nearest", "nearest"), **own,
         ),
         "monai noise": lambda: monai.RandGaussianNoised("image", prob=1.0, std=0.1, **own),
@@ -213,10 +277,28 @@ def test_transforms_that_cannot_serve_a_batch() -> None:
 
     with pytest.raises(ValueError, match=r"study 's0': the transform made image \(1, 8, 8, 8\) of \(1, 24, 20, 16\)"):
         Transforms(CenterSpatialCropd("image", roi_size=(8, 8, 8)))(batch())
-    with pytest.raises(ValueError, match="gave a plain tensor"):
+    with pytest.raises(ValueError, match="gave a plain tensor as image"):
         Transforms(Lambdad("image", lambda image: image.as_tensor().clone(), track_meta=False))(batch())
     with pytest.raises(ValueError, match=r"image is torch\.int16: augment after the window"):
         Transforms(RandFlipd("image"))(Batch(batch().studies, batch().image.short(), batch().affine))
+
+
+def test_a_mask_is_never_left_where_the_image_was() -> None:
+    from monai.transforms import RandAffined, RandFlipd
+
+    for alone in (RandFlipd("image", prob=1.0, spatial_axis=0), RandAffined("image", prob=1.0, translate_range=3)):
+        with pytest.raises(ValueError, match=r"study 's0': the transform moved image and mask apart: .*finding_mask"):
+            Transforms(alone)(batch(**WORDS))
+    with pytest.raises(ValueError, match="image and mask apart"):
+        Transforms(RandFlipd("mask", prob=1.0, spatial_axis=0))(batch(**WORDS))
+    torchio = pytest.importorskip("torchio")
+    for options in ({"include": ["image"]}, {"exclude": ["mask"]}):
+        flip = torchio.RandomFlip(axes=0, flip_probability=1.0, **options)
+        with pytest.raises(ValueError, match=r"Flip has include=.*: leave both out"):
+            Transforms(torchio.Compose([flip]))(batch(**WORDS))
+    # What only changes the values may well be for the image alone.
+    after = Transforms(torchio.RandomNoise(std=0.1, include=["image"]))(batch(**WORDS))
+    assert not torch.equal(after.image, batch().image)
 
 
 def test_sentences_of_radiologists_mirror_with_their_findings() -> None:

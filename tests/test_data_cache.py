@@ -97,6 +97,18 @@ def test_a_column_that_says_ct_does_not_vouch_for_hu(tmp_path: Path, modality: s
         assert sample(replace(study, meta=about), GRID).hu.max() >= 1024
 
 
+def test_an_entry_of_a_padded_mr_made_before_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ct = make_manifest(tmp_path)[0]
+    cache = VolumeCache(tmp_path / "cache", GRID)
+    kinds = {name: replace(ct, meta={"modality": name}) for name in ("CT", "MR")}
+    now = {name: cache._path(study) for name, study in kinds.items()}
+    masks = {name: cache._path(study, study.mask) for name, study in kinds.items()}
+    monkeypatch.setattr(cache_module, "OTHER_FORMAT", 1)
+    assert cache._path(kinds["CT"]) == now["CT"]
+    assert cache._path(kinds["MR"]) != now["MR"]
+    assert {name: cache._path(study, study.mask) for name, study in kinds.items()} == masks, "masks stay"
+
+
 def test_identity_follows_content_not_place(tmp_path: Path) -> None:
     image = make_manifest(tmp_path, 1)[0].image
     copy = Path(shutil.copy(image, tmp_path / "copy.nii.gz"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,6 +128,19 @@ def fit_on_two(manifest: Path, seen: Path, *, steps: int, ckpt: Path | None = No
     data = VolumeData(manifest, GRID, cache=manifest.parent / "cache", batch_size=1, seed=3, augment=SHAKE)
     trainer.fit(Ranked(seen), data, ckpt_path=ckpt, weights_only=False if ckpt else None)
     return [(seen / rank).read_text().split() for rank in "01"]
+
+
+def test_processes_augment_differently_at_the_same_step(manifest: Path) -> None:
+    """The number that augmentation is drawn by counts every process's batches; alone it is the step."""
+    given: list[int] = []
+    data = VolumeData(manifest, GRID, augment=lambda batch, number: (given.append(number), batch)[1])
+    batch = next(iter(data.train_dataloader()))
+    for world_size in (1, 2):
+        for step, rank in itertools.product(range(3), range(world_size)):
+            loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=step))
+            data.trainer = SimpleNamespace(training=True, world_size=world_size, global_rank=rank, fit_loop=loop)  # type: ignore[assignment]
+            assert data.on_after_batch_transfer(batch, 0).augmented
+    assert given == [0, 1, 2, 0, 1, 2, 3, 4, 5]
 
 
 def test_two_processes_share_an_epoch_and_resume_in_its_middle(manifest: Path, tmp_path: Path) -> None:

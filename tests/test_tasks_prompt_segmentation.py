@@ -4,11 +4,13 @@ nothing is there, and slides over volumes larger than its grid."""
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import world
+from monai.data import MetaTensor
 
 import vol3d
 from vol3d.data.batch import Batch, collate
@@ -18,6 +20,7 @@ from vol3d.model.interfaces import Evidence
 from vol3d.model.pretrained import save
 from vol3d.model.sliding import Windows, segment_sliding, stitch
 from vol3d.tasks import PromptSegmentation
+from vol3d.volume.grid import Grid
 from vol3d.volume.runs import decode_runs
 
 LEFT, RIGHT = world.FINDINGS
@@ -365,3 +368,16 @@ def _nifti(folder: Path, hu: torch.Tensor) -> Path:
 
     nib.save(nib.Nifti1Image(with_air(hu).numpy(), np.eye(4)), folder / "wide.nii.gz")
     return folder / "wide.nii.gz"
+
+
+def test_windows_over_what_is_no_ct_are_padded_with_its_lowest_value() -> None:
+    """A volume smaller than a window; the models are stand-ins that keep what they are shown."""
+    shown = []
+    model = SimpleNamespace(device=torch.device("cpu"), encode=lambda image, affine: shown.append(image))
+    task = SimpleNamespace(logits=lambda model, features, batch, prompts, presence: torch.zeros(1, 1, 8, 8, 8))
+    values = torch.arange(300.0, 300 + 6 * 8 * 8).reshape(1, 6, 8, 8)
+    grid = Grid(spacing=(1, 1, 1), shape=(8, 8, 8), window=(0, 1000))
+    for modality, outside in (("MR", 0.3), ("CT", 0.0)):
+        volume = MetaTensor(values, affine=torch.eye(4, dtype=torch.float64), meta={"modality": modality})
+        segment_sliding(model, task, grid, volume, ["liver"])
+        assert shown[-1][0, 0, 7].unique().tolist() == pytest.approx([outside])

@@ -1,6 +1,7 @@
 """The grid: equal to MONAI, exact where nothing changes, and back to the file for every orientation."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -162,6 +163,24 @@ def test_a_ramp_stays_a_ramp(spacing: list, shape: list, angles: list, antialias
         (Geometry.of(out).to_mm(places) @ slope)[inside],
         atol=3 if antialias else 0.51,  # a triangle's centre of mass is off by up to a tenth of a voxel
     )
+
+
+@pytest.mark.parametrize("window", ["percentile", "minmax"])
+@pytest.mark.parametrize("spacing", [(3, 3, 3), (2, 2, 4)])
+def test_padding_does_not_squeeze_what_is_no_ct(window: str, spacing: tuple, tmp_path: Path) -> None:
+    """−1024 is air in HU only: around an MR lies its own lowest value, read whole, slice by slice or as a tensor."""
+    array = np.random.default_rng(0).integers(100, 900, (24, 24, 16)).astype(np.int16)
+    path = tmp_path / "mr.nii.gz"
+    save_nifti(path, array, np.diag([3.0, 3, 3, 1]))
+    grid = Grid(spacing=spacing, shape=(48, 48, 24), window=window)
+    volume = read(path, modality="MR")
+    for out in (grid.resample(volume), grid.read(path, modality="MR"), grid.place(load(path, modality="MR"))):
+        assert int(out.min()) == int(out[0, 0, 0, 0]) >= 100
+        assert out.max() > 850
+    tissue = grid(volume)
+    assert (tissue.min(), tissue.max()) == (0, 1)
+    assert replace(grid, pad=7).resample(volume).min() == 7, "what a card asks for"
+    assert grid.read(path, modality="CT").min() == -1024
 
 
 def test_antialias_sees_what_linear_skips() -> None:

@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vol3d.data.batch import Batch
+from vol3d.data.boxes import keep_in_view
 from vol3d.data.mirror import mirror_study, names_a_side
 from vol3d.data.study import Study
 
-Moved = tuple[dict[str, Tensor], NDArray[np.float64]]
-"""What a transform made of a study's volumes, and the matrix new voxel index → old voxel index."""
+Moved = tuple[dict[str, Tensor], dict[str, NDArray[np.float64]]]
+"""What a transform made of a study's volumes, and for each the matrix new voxel index → old voxel index."""
 _PROBES = 24
 """Voxels along each axis that are asked where they came from."""
+_SAME = 1e-3
+"""Voxels that an image and its mask may lie apart."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Augment:
     """Random changes of a windowed batch, drawn anew for each study; the same seed and step give the same ones.
 
     Masks and affines follow the voxels. Boxes and reports stay true: they are in mm and words, and the affine says
-    where each voxel now lies. Only `flip` changes the patient, and with it the study's words, label names and boxes.
+    where each voxel now lies. A box that leaves the view, by more than half of what was in it, is left out of the
+    study's row at this visit. Only `flip` changes the patient, and with it the study's words, label names and boxes.
 
     Args:
         rotate: up to so many degrees about each axis.
@@ -39,7 +43,7 @@ class Augment:
         shift: up to so many voxels along each axis.
         brightness: up to so much added, in units of the window (0.1 of ±1000 HU is 200 HU).
         contrast: up to so much stronger or weaker about the window's middle.
-        noise: standard deviation of Gaussian noise, up to so much.
+        noise: standard deviation of Gaussian noise, up to so much, in units of the window.
         flip: probability of a left–right flip. Anatomy is mirrored (the liver lies left), so keep it at 0 unless
             the task does not know sides. A study with codes that may name a side is never flipped.
         seed: of all draws.
@@ -80,7 +84,7 @@ class Augment:
             batch = _flip(batch, draw.unit() < self.flip)
         if self.rotate or self.zoom or self.shift:
             batch = self._move(batch, draw)
-        return replace(batch, image=self._shade(batch.image, draw))
+        return replace(batch, image=self._shade(batch.image, batch.value_range, draw))
 
     def _move(self, batch: Batch, draw: _Draws) -> Batch:
         """Rotation, zoom and shift about the grid's centre; linear for the image, nearest for masks."""
@@ -95,22 +99,26 @@ class Augment:
         source = torch.eye(4, dtype=torch.float64).repeat(len(batch), 1, 1)  # new voxel index → old voxel index
         source[:, :3, :3], source[:, :3, 3] = linear, offset
         places = _sampling_grid(source, batch.image)
+        old, size = batch.affine.cpu(), tuple(batch.image.shape[2:])
+        moves = zip(batch.studies, old.numpy(), (old @ source).numpy(), strict=True)
         return replace(
             batch,
+            studies=[keep_in_view(study, before, after, size) for study, before, after in moves],
             image=_sample(batch.image, places, "bilinear"),
             affine=batch.affine @ source.to(batch.affine.device),
             mask=_move_mask(batch.mask, places),
             finding_mask=_move_mask(batch.finding_mask, places),
         )
 
-    def _shade(self, image: Tensor, draw: _Draws) -> Tensor:
+    def _shade(self, image: Tensor, value_range: tuple[float, float], draw: _Draws) -> Tensor:
+        middle, width = sum(value_range) / 2, value_range[1] - value_range[0]
         if self.brightness or self.contrast:
             gain, level = (
                 amount[:, :, None, None, None].to(image) for amount in (draw.around_zero(1), draw.around_zero(1))
             )
-            image = (image - 0.5) * (1 + self.contrast * gain) + 0.5 + self.brightness * level
+            image = (image - middle) * (1 + self.contrast * gain) + middle + self.brightness * width * level
         if self.noise:
-            strength = (self.noise * draw.unit())[:, None, None, None, None].to(image)
+            strength = (self.noise * width * draw.unit())[:, None, None, None, None].to(image)
             generator = torch.Generator(image.device).manual_seed(draw.seed())
             image = image + strength * torch.randn(
                 image.shape, generator=generator, device=image.device, dtype=image.dtype
@@ -199,19 +207,21 @@ def _flip(batch: Batch, wanted: Tensor) -> Batch:
 class Transforms:
     """A transform of MONAI or torchio on each study of a windowed batch, as `VolumeData(augment=…)` takes it.
 
-    Affines follow the voxels. A body that comes out mirrored (an odd number of flips, along whichever axes) gets its
-    words, label names and boxes turned; a study with codes that may name a side gets its voxels turned back instead.
-    An elastic transform moves the edges of boxes against the voxels by as much as it bends.
+    Affines follow the voxels, and a box that leaves the view is left out as by `Augment`. A body that comes out
+    mirrored (an odd number of flips, along whichever axes) gets its words, label names and boxes turned; a study with
+    codes that may name a side gets its voxels turned back instead. An elastic transform moves the edges of boxes
+    against the voxels by as much as it bends.
 
     Args:
-        transform: a MONAI dictionary transform (keys "image", "mask", "finding_mask"; give it
-            `allow_missing_keys=True` where not every batch has all), which runs on the device; or a torchio
-            transform, which runs on the CPU.
+        transform: a MONAI dictionary transform, which runs on the device, or a torchio transform, which runs on the
+            CPU. What moves voxels moves the masks too: a MONAI one needs the keys "image", "mask", "finding_mask",
+            with `allow_missing_keys=True`, since not every batch has all.
         seed: the same seed and step give the same result.
 
     Example:
         >>> from monai.transforms import RandFlipd
-        >>> augment = Transforms(RandFlipd("image", prob=0.5, spatial_axis=0))
+        >>> keys = ("image", "mask", "finding_mask")
+        >>> augment = Transforms(RandFlipd(keys, prob=0.5, spatial_axis=0, allow_missing_keys=True))
     """
 
     def __init__(self, transform: Callable[[Any], Any], seed: int = 0) -> None:
@@ -226,7 +236,7 @@ class Transforms:
             image (batch, channels, x, y, z) float, as windowed; the same out.
 
         Raises:
-            ValueError: the transform changed the shape, or threw the affine away.
+            ValueError: the transform changed the shape, threw the affine away, or moved the image and left a mask.
         """
         if not batch.image.is_floating_point():
             raise ValueError(f"image is {batch.image.dtype}: augment after the window, when it is float")
@@ -242,7 +252,7 @@ class Transforms:
             if (masks := getattr(batch, name)) is not None:
                 given[name] = masks[row][None]
         study, affine = batch.studies[row], batch.affine[row].cpu().numpy()
-        made, source = self._seeded(given, affine, hash((self.seed, step, row)) % 2**32)
+        made, sources = self._seeded(given, affine, hash((self.seed, step, row)) % 2**32)
         for name, volume in made.items():
             if volume.shape != given[name].shape:
                 raise ValueError(
@@ -251,7 +261,14 @@ class Transforms:
                 )
             unknown = name != "image" and bool((given[name] == -1).all())
             made[name] = given[name] if unknown else volume.to(given[name])
-        affine = affine @ source
+        source = sources["image"]
+        if apart := [name for name in sources if not np.allclose(sources[name], source, atol=_SAME)]:
+            raise ValueError(
+                f"study {study.study!r}: the transform moved image and {apart[0]} apart: give what moves voxels "
+                'keys=("image", "mask", "finding_mask") and allow_missing_keys=True'
+            )
+        before, affine = affine, affine @ source
+        study = keep_in_view(study, before, affine, tuple(batch.image.shape[2:]))
         if np.linalg.det(source[:3, :3]) < 0:
             width = batch.image.shape[2]
             # Described as a mirrored body on a grid that is none, as every grid of vol3d.
@@ -282,14 +299,15 @@ def _monai(transform: Callable[[Any], Any], given: dict[str, Tensor], affine: ND
     from monai.data import MetaTensor
 
     made = transform({k: MetaTensor(v.clone(), affine=torch.from_numpy(affine.copy())) for k, v in given.items()})
-    image = made["image"]
-    if not isinstance(image, MetaTensor):
-        raise ValueError(
-            "the transform gave a plain tensor, so that nobody knows whether left is left: use MONAI's dictionary "
-            "transforms with metadata (monai.data.set_track_meta(True))"
-        )
-    source = np.linalg.inv(affine) @ image.affine.cpu().numpy().astype(np.float64)
-    return {name: made[name].as_subclass(Tensor) for name in given}, source
+    for name in given:
+        if not isinstance(made[name], MetaTensor):
+            raise ValueError(
+                f"the transform gave a plain tensor as {name}, so that nobody knows whether left is left: use MONAI's "
+                "dictionary transforms with metadata (monai.data.set_track_meta(True))"
+            )
+    back = np.linalg.inv(affine)
+    sources = {name: back @ made[name].affine.cpu().numpy().astype(np.float64) for name in given}
+    return {name: made[name].as_subclass(Tensor) for name in given}, sources
 
 
 def _torchio(transform: Callable[[Any], Any], given: dict[str, Tensor], affine: NDArray[np.float64]) -> Moved:
@@ -307,10 +325,16 @@ def _torchio(transform: Callable[[Any], Any], given: dict[str, Tensor], affine: 
         **{k: torchio.LabelMap(tensor=v.cpu(), affine=affine) for k, v in given.items() if k != "image"},
     )
     moved = transform(subject)
+    for done in moved.history:
+        if isinstance(done, torchio.SpatialTransform) and (done.include or done.exclude):
+            raise ValueError(
+                f"{type(done).__name__} has include={done.include} and exclude={done.exclude}, so that image, masks "
+                "and words would part: leave both out, torchio moves all volumes of a study alike"
+            )
     made = {name: moved[name].data.to(volume.device) for name, volume in given.items()}
-    if tuple(made["image"].shape[1:]) != shape:
-        return made, np.eye(4)
-    return made, _fit(moved["number"].data[0].round().long().numpy() - 1, shape)
+    whole = tuple(made["image"].shape[1:]) == shape
+    source = _fit(moved["number"].data[0].round().long().numpy() - 1, shape) if whole else np.eye(4)
+    return made, dict.fromkeys(given, source)
 
 
 def _fit(number: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.float64]:

@@ -42,6 +42,7 @@ class Batch:
         mask, finding_mask: (batch, x, y, z) int16 label maps; all -1 for a study that has none; None when no
             study of the batch has one.
         augmented: the images differ at every visit, so that features of them must not be kept.
+        value_range: what the window's ends became in a windowed image (`Grid.value_range`).
     """
 
     studies: list[Study]
@@ -50,6 +51,7 @@ class Batch:
     mask: Tensor | None = None
     finding_mask: Tensor | None = None
     augmented: bool = False
+    value_range: tuple[float, float] = (0.0, 1.0)
 
     def __len__(self) -> int:
         return len(self.studies)

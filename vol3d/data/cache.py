@@ -51,6 +51,8 @@ FORMAT = 1
 """Of the entries and of how they are named; also counted up when reading or resampling changes its result."""
 MASK_FORMAT = 2
 """Counted up when only label maps come to lie otherwise on a grid: images stay, masks are made anew."""
+OTHER_FORMAT = 2
+"""Counted up when only volumes that are no CT come to lie otherwise on a grid."""
 MASKS = ("mask", "finding_mask")
 """The label maps that a study may have."""
 _STALE_SECONDS = 3600
@@ -155,8 +157,8 @@ class VolumeCache:
         return None
 
     def _path(self, study: Study, mask: Path | None = None) -> Path:
-        files = [file_identity(study.image), *([""] if mask is None else [file_identity(mask), MASK_FORMAT])]
-        key = json.dumps([FORMAT, self.grid.fingerprint, study.modality, *files])
+        about = ["", *other_format(study)] if mask is None else [file_identity(mask), MASK_FORMAT]
+        key = json.dumps([FORMAT, self.grid.fingerprint, study.modality, file_identity(study.image), *about])
         name = hashlib.sha256(key.encode()).hexdigest()[:40]
         return self.folder / name[:2] / (name + SUFFIX)
 
@@ -295,6 +297,11 @@ def _moved(tensors: dict[str, Tensor], room: Room) -> dict[str, Tensor]:
     """What was just made, in the memory it is wanted in."""
     places = {name: room(name, tuple(t.shape)) for name, t in tensors.items() if t.dtype == torch.int16}
     return tensors | {name: place.copy_(tensors[name]) for name, place in places.items() if place is not None}
+
+
+def other_format(study: Study) -> list[int]:
+    """What the key of anything made of the study's image holds besides when that is no CT."""
+    return [] if study.modality in (None, "CT") else [OTHER_FORMAT]
 
 
 def _plain_tensor(tensor: Tensor) -> Tensor:

@@ -165,7 +165,8 @@ class VolumeData(LightningDataModule):
             reads costs time, and memory with `in_memory`.
         compression: "blosc2" writes new cache entries at half the size.
         augment: applied to each training batch on the device, after the window, with the number of the batch since
-            the run began (see `vol3d.data.augment.Augment`).
+            the run began, each process's batches counted, so that no two are drawn alike (see
+            `vol3d.data.augment.Augment`).
         shard: "3/64" predicts the fourth of 64 parts only, patients whole (see `vol3d.data.shards.shard`).
         others: name → manifest that single stages of training learn from (`Stage.data`); validation, test and
             prediction stay with `manifest`.
@@ -320,10 +321,12 @@ class VolumeData(LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Windows int16 HU on the device: (batch, 1, x, y, z) → float (batch, channels, x, y, z)."""
         if not batch.image.is_floating_point():
-            batch = replace(batch, image=self.grid.window_hu(batch.image))
+            batch = replace(batch, image=self.grid.window_hu(batch.image), value_range=self.grid.value_range)
         if self.augment is None or self.trainer is None or not self.trainer.training:
             return batch
-        return replace(self.augment(batch, self.trainer.fit_loop.epoch_loop.total_batch_idx), augmented=True)
+        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        number = step * self.trainer.world_size + self.trainer.global_rank
+        return replace(self.augment(batch, number), augmented=True)
 
 
 def _grid(grid: Grid | str) -> Grid:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vol3d.data.boxes import mirror_box
 from vol3d.data.study import Study
 from vol3d.text.lexicon import swap_sides
 
@@ -25,7 +25,8 @@ def names_a_side(study: Study) -> bool:
 
 
 def mirror_study(study: Study, affine: NDArray[np.float64], width: int) -> Study:
-    """The row of a study whose voxels were flipped along x: texts, label names, boxes and questions turned with it.
+    """The row of a study whose voxels were flipped along x: texts, the earlier report among them, label names, boxes
+    and questions turned with it.
 
     Args:
         affine: (4, 4) voxel index → RAS mm of the grid that was flipped.
@@ -36,6 +37,8 @@ def mirror_study(study: Study, affine: NDArray[np.float64], width: int) -> Study
         changes[name] = {swap_sides(key): value for key, value in getattr(study, name).items()}
     changes["boxes"] = [_mirror_box(box, affine, width) for box in study.boxes]
     changes["questions"] = [_mirror_texts(question) for question in study.questions]
+    if earlier := study.meta.get("prior_report"):
+        changes["meta"] = {**study.meta, "prior_report": swap_sides(earlier)}
     return replace(study, **changes)
 
 
@@ -48,9 +51,5 @@ def _mirror_texts(question: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mirror_box(box: Mapping[str, Any], affine: NDArray[np.float64], width: int) -> dict[str, Any]:
-    ends = zip(box["min_mm"], box["max_mm"], strict=True)
-    corners = np.array([(*corner, 1.0) for corner in product(*ends)]) @ np.linalg.inv(affine).T
-    corners[:, 0] = width - 1 - corners[:, 0]
-    turned = (corners @ affine.T)[:, :3]
-    low, high = turned.min(axis=0), turned.max(axis=0)
-    return {**box, "label": swap_sides(box["label"]), "min_mm": low.tolist(), "max_mm": high.tolist()}
+    low, high = mirror_box(box, affine, width)
+    return {**box, "label": swap_sides(box["label"]), "min_mm": low, "max_mm": high}

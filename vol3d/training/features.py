@@ -17,7 +17,7 @@ import lightning
 import torch
 
 from vol3d.data.batch import Batch, Sample, collate
-from vol3d.data.cache import FillReport, Reader, VolumeCache
+from vol3d.data.cache import FillReport, Reader, VolumeCache, other_format
 from vol3d.data.identity import file_identity
 from vol3d.data.manifest import Manifest
 from vol3d.data.parallel import batched, map_in_order
@@ -130,7 +130,7 @@ class FeatureStore:
         if not self._weights:
             return None
         card = json.dumps(self.grid.to_dict(), sort_keys=True)
-        image = [file_identity(study.image), study.modality]
+        image = [file_identity(study.image), study.modality, *other_format(study)]
         key = json.dumps([FORMAT, card, self._weights, self.precision, *image])
         name = hashlib.sha256(key.encode()).hexdigest()[:40]
         return self.folder / self._weights[:16] / name[:2] / f"{name}.safetensors"

@@ -59,7 +59,7 @@ class Grid:
             the volume itself: "minmax", "percentile" (0.5 to 99.5 %, for MR) or "zscore".
         out_range: what the ends of a window become.
         orientation: towards which side the axes grow: "RAS", or another choice of sides ("LPS").
-        pad: HU outside the volume.
+        pad: HU outside the volume. Air, the default, stands for the lowest value on the grid in a volume that is no CT.
         crop: "center", or "foreground": the box of voxels above the volume's minimum is cut out first.
         antialias: average over the step when downsampling (a triangle filter).
         name: for people.
@@ -123,6 +123,12 @@ class Grid:
     def channels(self) -> int:
         """One a window."""
         return 1 if isinstance(self.window, str) else len(self.window)
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """What a window's ends become: `out_range`; of a z-score, which has no ends, one deviation about the mean."""
+        low, high = self.out_range
+        return (-0.5, 0.5) if self.window == "zscore" else (float(low), float(high))
 
     @property
     def fingerprint(self) -> str:
@@ -211,7 +217,7 @@ class Grid:
             axes, target = lattice(loaded.geometry.turned(order, flips), self.spacing, self.shape)
             if order[2] == 2 and interpolates(axes):
                 slices = _turned(loaded, order, flips)
-                out = resample_slices(slices, axes, loaded.values, pad=self.pad, kind=self._kind)
+                out = resample_slices(slices, axes, loaded.values, pad=self.padding(loaded.modality), kind=self._kind)
                 return meta_tensor(out[None], target, loaded.meta())
         return self._on_grid(loaded.canonical(), loaded.geometry.canonical(), loaded.values, loaded.meta())
 
@@ -223,8 +229,12 @@ class Grid:
         if all(axis.unchanged for axis in axes):
             out = to_int16(torch.from_numpy(np.ascontiguousarray(convert(array))))
         else:
-            out = resample_volume(array, axes, convert, pad=self.pad, kind=self._kind)
+            out = resample_volume(array, axes, convert, pad=self.padding(meta.get("modality")), kind=self._kind)
         return meta_tensor(out[None], target, meta)
+
+    def padding(self, modality: str | None) -> int | None:
+        """What lies outside a volume of this modality; None for its lowest value, since −1024 is air in HU only."""
+        return self.pad if modality in (None, "CT") or self.pad != AIR else None
 
     @property
     def _kind(self) -> Kind:

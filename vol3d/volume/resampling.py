@@ -114,23 +114,22 @@ def resample_volume(
     axes: tuple[Axis, Axis, Axis],
     convert: Convert,
     *,
-    pad: int,
+    pad: int | None,
     kind: Kind = "linear",
 ) -> Tensor:
     """`source` (x, y, z), any type and memory order → (x, y, z) int16 on the axes' grid, `pad` outside.
 
     Args:
+        pad: None is the lowest value on the grid.
         convert: stored values → float32 HU, memory order kept.
     """
     if interpolates(axes):
         return resample_slices(_slices(source), axes, convert, pad=pad, kind=kind)
-    out = _filled(axes, pad)
     if any(axis.stop <= axis.start for axis in axes):
-        return out
+        return _filled(axes, pad or 0)
     starts = [int(axis.offset) + axis.start for axis in axes]
     part = source[tuple(slice(low, low + axis.stop - axis.start) for low, axis in zip(starts, axes, strict=True))]
-    out[_inside(axes)] = to_int16(torch.from_numpy(convert(part)))
-    return out
+    return _placed(to_int16(torch.from_numpy(convert(part))), axes, pad)
 
 
 def interpolates(axes: tuple[Axis, Axis, Axis]) -> bool:
@@ -143,7 +142,7 @@ def resample_slices(
     axes: tuple[Axis, Axis, Axis],
     convert: Convert,
     *,
-    pad: int,
+    pad: int | None,
     kind: Kind = "linear",
 ) -> Tensor:
     """A volume that comes slice by slice, each once, in any order → what `resample_volume` gives of the whole.
@@ -154,7 +153,6 @@ def resample_slices(
         slices: z and stored values (y, x). All are taken, needed or not: only at the end of a file is it known to be
             whole.
     """
-    out = _filled(axes, pad)
     x, y, z = (axis.taps(kind) for axis in axes)
     (x_low, x_high), (y_low, y_high) = x.span(), y.span()
     x, y, blend = x.shifted(x_low), y.shifted(y_low), _Blend(z)
@@ -166,7 +164,13 @@ def resample_slices(
                 planes[output] = to_int16(values)
     turned = _int16(*planes.shape[1:], len(planes))
     turned.flatten(0, 1).copy_(planes.flatten(1).t())  # torch turns a matrix in blocks, three axes voxel by voxel
-    out[_inside(axes)] = turned.transpose(0, 1)
+    return _placed(turned.transpose(0, 1), axes, pad)
+
+
+def _placed(values: Tensor, axes: tuple[Axis, Axis, Axis], pad: int | None) -> Tensor:
+    """The values inside the source on the whole grid."""
+    out = _filled(axes, int(values.min()) if pad is None else pad)
+    out[_inside(axes)] = values
     return out
 
 
