@@ -13,9 +13,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from small_language import language
 
 from vol3d.data.batch import collate
+from vol3d.model.adapters import recompute_frozen
 from vol3d.tasks import VQA, FindingMaps
 from vol3d.training.rehearsal import Held
-from vol3d.training.stages import Schedule, Stage, recompute_frozen
+from vol3d.training.stages import Schedule, Stage
 
 SPEAKERS = ["projector", "language"]
 

@@ -167,6 +167,20 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     return layers
 
 
+def recompute_frozen(language: LanguageModel) -> None:
+    """Let a language model that a stage does not train recompute its layers where `checkpointing` asks for it: what
+    comes before it learns through them, and transformers recomputes in training mode alone. Only the layers' own mode
+    changes: their parts, dropout among them, stay as in use.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    if language.prefix_states is not None:  # read from a cache, which recomputing drops
+        return
+    for layer in language.modules():
+        if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+            layer.training = True
+
+
 # --- counting -------------------------------------------------------------------------------------------------
 
 

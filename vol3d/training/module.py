@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vol3d.data.batch import Batch
-from vol3d.model.adapters import parameter_table
+from vol3d.model.adapters import parameter_table, recompute_frozen
 from vol3d.model.cross_entropy import is_sharded
 from vol3d.model.fine_tuning import Base
 from vol3d.model.interfaces import Encoder, Features, Projector, Task
@@ -23,7 +23,7 @@ from vol3d.training.lockstep import Lent, lend
 from vol3d.training.means import Means, first_visits
 from vol3d.training.mixing import Mixture, conflicts
 from vol3d.training.optim import Kind, adamw
-from vol3d.training.stages import PARTS, Schedule, Stage, recompute_frozen
+from vol3d.training.stages import PARTS, Schedule, Stage
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from vol3d.model.language import LanguageModel
 
 PARTS = ("encoder", "projector", "language", "tasks")
 
@@ -83,17 +79,3 @@ class Schedule:
     def rate(self, part: str, step: int) -> float:
         index, inside = self._at(step)
         return self.stages[index].rate(part, inside, self.lengths[index])
-
-
-def recompute_frozen(language: LanguageModel) -> None:
-    """Let a language model that a stage does not train recompute its layers where `checkpointing` asks for it: what
-    comes before it learns through them, and transformers recomputes in training mode alone. Only the layers' own mode
-    changes: their parts, dropout among them, stay as in use.
-    """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    if language.prefix_states is not None:  # read from a cache, which recomputing drops
-        return
-    for layer in language.modules():
-        if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
-            layer.training = True
