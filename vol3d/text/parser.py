@@ -27,7 +27,7 @@ from vol3d.text.mentions import SECTION_ORGAN, find_spans
 from vol3d.text.ontology import FINDINGS, Finding, Side, in_report_order
 from vol3d.text.places import bind_places, find_places
 from vol3d.text.polarity import Status, statuses
-from vol3d.text.sections import header_organ, header_section
+from vol3d.text.sections import header_organ, header_section, report_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,18 +97,19 @@ _MAX_SENTENCE = 600
 
 def _sentences(text: str) -> Iterator[tuple[str, str | None, tuple[Side, ...]]]:
     """Yield (sentence, organ section, sides of its header) of the parts that describe this study."""
-    text = text.translate(_HYPHENS).replace("\r", "\n").replace("**", "").replace("#", " ")
+    for part, body in report_parts(text.translate(_HYPHENS)):
+        if part != "other":
+            yield from _part_sentences(body)
+
+
+def _part_sentences(text: str) -> Iterator[tuple[str, str | None, tuple[Side, ...]]]:
+    text = text.replace("**", "").replace("#", " ")
     text = _WRAPPED.sub(" ", _LIST_MARK.sub("\n", text)).lower()
     text = _SPACED_DECIMAL.sub(".", text)
     organ: str | None = None
     sides: tuple[Side, ...] = ()
-    skip = False
     for raw in _END.split(text):
         sentence = _SPACE.sub(" ", raw).strip()
-        section = header_section(sentence)
-        if section is not None:
-            skip, organ, sides = section == "other", None, ()
-            continue
         while match := _HEADER.match(sentence):
             kind, under, sided = _header(match[1].strip())
             rest = sentence[match.end() :]
@@ -116,11 +117,10 @@ def _sentences(text: str) -> Iterator[tuple[str, str | None, tuple[Side, ...]]]:
                 sentence = f"{match[1]} is {rest}" if rest else ""
             if kind in ("finding", "text"):
                 break
-            skip, organ, sides = kind == "other", under, sided
+            organ, sides = under, sided
             sentence = rest
-        if sentence and not skip:
-            for start in range(0, len(sentence), _MAX_SENTENCE):
-                yield sentence[start : start + _MAX_SENTENCE], organ, sides
+        for start in range(0, len(sentence), _MAX_SENTENCE):
+            yield sentence[start : start + _MAX_SENTENCE], organ, sides
 
 
 @lru_cache(maxsize=4096)
