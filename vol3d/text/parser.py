@@ -153,18 +153,19 @@ def _read(sentence: str, organs: tuple[str, ...], sides: tuple[Side, ...]) -> tu
     if not spans:
         return ()
     judged = statuses(sentence, spans)
-    bound = bind_places(sentence, spans, find_places(sentence), sides)
-    measured = sizes(sentence, spans)
+    named_places = find_places(sentence)
+    bound = bind_places(sentence, spans, named_places, sides)
+    measured = sizes(sentence, spans, named_places)
     out = []
     for index, span in enumerate(spans):
         kind = FINDINGS[span.name]
         places = bound[index]
         named = {side for place in places for side in place.sides} if kind.sided else set()
         both = len(named) == 2
-        size = max(measured[index], default=None)
         number = count(sentence, spans, index, both=both)
         for side in sorted(named) or [None]:
             own = [place for place in places if side is None or not place.sides or side in place.sides]
+            size = max((mm for mm, place in measured[index] if place is None or place in own), default=None)
             where = sites(sentence, span, own)
             site = where[0] if len(where) == 1 else None
             grade = severity(sentence, spans, index, [place for place in own if place.sides])
