@@ -94,6 +94,14 @@ def test_template_reports(report: str, message: str, tmp_path: Path) -> None:
     assert message in hits[0]["message"]
 
 
+def test_a_report_without_findings_and_impression_is_told(tmp_path: Path) -> None:
+    studies = dataset(tmp_path)
+    studies[1] = replace(studies[1], report="TECHNIQUE: Axial images. There is a small left pleural effusion.")
+    hits = [f for f in found(studies, tmp_path) if f["check"] == "report_sections"]
+    assert [(f["study"], f["severity"]) for f in hits] == [("bert", "warning")]
+    assert "report of 10 words has neither findings nor impression" in hits[0]["message"]
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_burnt_in_annotation(packed: bool, tmp_path: Path) -> None:
     studies = dataset(tmp_path)

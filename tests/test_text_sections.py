@@ -2,6 +2,7 @@ import pytest
 
 from vol3d.phantom.report import write_report
 from vol3d.text.ontology import ORGANS
+from vol3d.text.parser import finding_keys
 from vol3d.text.sections import (
     HEADERS,
     MERLIN_ORGANS,
@@ -35,6 +36,65 @@ def test_what_is_missing_is_empty():
     assert split_report("The lungs are clear.") == ReportSections("The lungs are clear.", "")
     assert split_report("IMPRESSION: Normal.") == ReportSections("", "Normal.")
     assert split_report("") == ReportSections("", "")
+
+
+@pytest.mark.parametrize(
+    ("header", "part"),
+    [
+        ("FINDINGS/IMPRESSION", "findings"),
+        ("Findings and Impression", "findings"),
+        ("CT CHEST FINDINGS", "findings"),
+        ("CT Abdomen & Pelvis with contrast - Findings", "findings"),
+        ("Findings (chest)", "findings"),
+        ("TECHNIQUE AND FINDINGS", "findings"),
+        ("IMPRESSION AND RECOMMENDATIONS", "impression"),
+        ("CT chest impression", "impression"),
+        ("History/Indication", "other"),
+        ("CT technique", "other"),
+        ("CT chest with contrast", None),
+        ("The above findings", None),
+        ("No prior comparison", None),
+    ],
+)
+def test_headers_are_told_by_their_words(header, part):
+    assert header_section(header) == part
+
+
+BODY = "Small left pleural effusion."
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        f"FINDINGS/IMPRESSION: {BODY}",
+        f"Findings and impression:\n{BODY}",
+        f"**CT CHEST FINDINGS:** {BODY}",
+        f"\n{BODY}",
+        f"\nIMPRESSION: {BODY}",
+    ],
+)
+def test_history_technique_and_comparison_end_where_the_body_begins(end):
+    for start in ("HISTORY:\n\nAscites.\n", "EXAM: CT\nTECHNIQUE: Axial images.\nCOMPARISON: None, ascites.\n"):
+        parts = split_report(start + end)
+        assert {parts.findings, parts.impression} - {""} == {BODY}
+        assert finding_keys(start + end) == {"left pleural effusion"}
+
+
+@pytest.mark.parametrize("header", ["ABDOMEN AND PELVIS", "CT CHEST", "LUNGS", "Retroperitoneal structures"])
+def test_a_header_of_an_organ_or_of_its_own_line_ends_what_stands_before_the_findings(header):
+    text = f"TECHNIQUE: x.\nCOMPARISON: None, ascites.\n{header}: {BODY}"
+    assert split_report(text) == ReportSections(f"{header}: {BODY}", "")
+    assert finding_keys(text) == {"left pleural effusion"}
+    assert split_report(text.replace("\n", "\r\n")) == split_report(text)
+
+
+def test_history_runs_on_to_the_findings_where_they_have_a_header():
+    text = (
+        "HISTORY: Cough.\n\nKnown ascites.\nSmoking status: former, gallstones.\nCOMPARISON:\nCT chest: splenomegaly.\n"
+        f"FINDINGS:\n{BODY}\n\nCalm.\nRECOMMENDATION: CT.\n\nCall us for ascites."
+    )
+    assert split_report(text) == ReportSections(f"{BODY}\n\nCalm.", "")
+    assert finding_keys(text) == {"left pleural effusion"}
 
 
 def test_words_in_a_sentence_are_no_header():

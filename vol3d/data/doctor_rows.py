@@ -60,6 +60,12 @@ def check_reports(manifest: Manifest, probes: dict[str, Probe]) -> Iterator[Note
     for study in manifest:
         if (text := texts[study.study]) and (what := _unfilled(text)):
             yield Note(study.study, "", "report_template", "warning", what)
+        elif text and not study.findings and not study.impression:
+            message = (
+                f"its report of {len(text.split())} words has neither findings nor impression: all of it stands under "
+                "headers like history or technique; start its body with 'FINDINGS:'"
+            )
+            yield Note(study.study, "", "report_sections", "warning", message)
     yield from _check_copies([study for study in manifest if texts[study.study]])
 
 

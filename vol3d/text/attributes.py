@@ -11,11 +11,28 @@ from vol3d.text.places import PRE, STOP, Place
 _SIZE = re.compile(
     r"(?P<first>\d+(?:\.\d+)?)\s*(?:mm|cm)?(?P<more>(?:\s*(?:x|×|by|-|to)\s*\d+(?:\.\d+)?\s*(?:mm|cm)?)*)\s*-?(?P<unit>mm|cm|millimet\w+|centimet\w+)\b"
 )
+_BRACKET = re.compile(r"\s*\([^()]*")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_FORMER = re.compile(r"(?:previously|prior|formerly|was|from|compared (?:to|with)|versus|vs|than)\s*(?:\w+\s+){0,2}$")
+_FORMER = re.compile(
+    r"(?:[,(]\s*was|previously|prior(?! to )|formerly|(?P<start>from)|(?P<was>was|were)|compared (?:to|with)|versus|vs"
+    r"|than)\s*(?:\w+\s+){0,2}$"
+)
+_TODAY = re.compile(r"\b(?:now|currently|today|measures|previous(?:ly)?|prior)\b")
+_FORMER_BEHIND = re.compile(
+    r",? (?:(?:previously|formerly)(?! (?:\w+ ){0,2}\d)|before|(?:on|in) (?:the )?(?:prior|previous)"
+    r"|in (?:19|20)\d\d)\b"
+)
+_TO = re.compile(r"\bto\b")
+_LABELLED = re.compile(
+    r"\b(?:segments?|seg|series|se|images?|img|im|slices?|grades?|levels?|stages?|stations?|zones?|types?|class|category"
+    r"|scores?|phase|day|number|ribs?|bosniak|rads)[\s#-]*\d+[a-d]?\b(?!\s*-?(?:mm|cm))"
+    r"(?:\s*(?:[/-]|and|to)\s*\d+[a-d]?\b(?!\s*-?(?:mm|cm)))*"
+)
+"""Numbers that name a thing ("segment 7", "series 4, image 56") and count none."""
 _COUNTS = {w: n for n, w in enumerate(("one", "two", "three", "four", "five", "six", "seven", "eight", "nine"), 1)}
 _COUNT = re.compile(
-    rf"\b(?P<count>{'|'.join(_COUNTS)}|multiple|several|numerous|many|few|\d{{1,2}}(?!\s*-?(?:mm|cm|x|\.)))[\s-]+"
+    rf"\b(?P<count>{'|'.join(_COUNTS)}|multiple|several|numerous|many|few"
+    r"|\d{1,2}(?!\s*-?(?:mm|cm|x|\.)|\s*(?:-|to)\s*\d[\d.]*\s*-?[cm]m\b))[\s-]+"
     rf"(?:(?!(?:{STOP})\b)[\w./]+[\s-]+){{0,5}}$"
 )
 _PLURAL = re.compile(r"(?:\w*[^si\W]s|calculi|metastases|masses)$")
@@ -29,20 +46,33 @@ _SEVERITY_BEFORE = re.compile(rf"\b({'|'.join(_LEVEL)}) $")
 _AFTER_SEVERITY = re.compile(rf"\s*(?:[,(]|is|are|appears)\s*(?P<word>{'|'.join(_LEVEL)})(?=\W|$)(?!\s+\w+\s)")
 
 
-def sizes(text: str, spans: list[Span]) -> list[list[float]]:
-    """Sizes in millimetres, the largest of each "3 × 2 cm", of each finding; former sizes are left out."""
-    out: list[list[float]] = [[] for _ in spans]
+def sizes(text: str, spans: list[Span], places: list[Place]) -> list[list[tuple[float, Place | None]]]:
+    """Sizes in millimetres, the largest of each "3 × 2 cm", of each finding; former sizes are left out.
+
+    Beside each stands the place that it is told of in brackets ("right upper lobe (4 mm)"), None if there is none.
+    """
+    out: list[list[tuple[float, Place | None]]] = [[] for _ in spans]
     for match in _SIZE.finditer(text) if spans else ():
-        if _FORMER.search(text[max(0, match.start() - 40) : match.start()]):
-            continue
-        numbers = [float(match["first"]), *(float(n) for n in _NUMBER.findall(match["more"]))]
+        numbers = _today(text, match)
         unit = 1.0 if match["unit"].startswith("m") else 10.0
+        value = round(max(numbers, default=0.0) * unit, 3)
         owner = _size_owner(text, spans, match)
-        value = round(max(numbers) * unit, 3)
+        place = next((p for p in places if _BRACKET.fullmatch(text, p.end, match.start())), None)
         for which, span in enumerate(spans):
             if (span.core, span.end) == (spans[owner].core, spans[owner].end) and 0 < value < 1000:
-                out[which].append(value)
+                out[which].append((value, place))
     return out
+
+
+def _today(text: str, match: re.Match[str]) -> list[float]:
+    """The numbers of a size that are not of an earlier exam: none of "previously 8 mm", 12 of "from 8 to 12 mm"."""
+    former = _FORMER.search(text[max(0, match.start() - 40) : match.start()])
+    changed = list(_TO.finditer(match[0])) if former and former["start"] else []
+    if changed:
+        return [float(n) for n in _NUMBER.findall(match[0][changed[-1].end() :])]
+    if _FORMER_BEHIND.match(text, match.end()) or (former and not (former["was"] and not _TODAY.search(text))):
+        return []
+    return [float(match["first"]), *(float(n) for n in _NUMBER.findall(match["more"]))]
 
 
 def _size_owner(text: str, spans: list[Span], match: re.Match[str]) -> int:
@@ -63,7 +93,7 @@ def count(text: str, spans: list[Span], index: int, *, both: bool) -> int:
     if not FINDINGS[span.name].countable:
         return 1
     start = max((s.end for s in spans[:index] if s.end <= span.core), default=0)
-    match = _COUNT.search(text[start : span.core])
+    match = _COUNT.search(_LABELLED.sub("x", text[start : span.core]))
     if match is not None:
         word = match["count"]
         number = _COUNTS.get(word) or (int(word) if word.isdigit() else 2)

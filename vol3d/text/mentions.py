@@ -4,6 +4,9 @@
 cortical cyst"), after it ("cyst in the upper pole of the left kidney"), earlier in the sentence ("the left kidney
 contains a cyst"), or in the section's header ("Kidneys: 12 mm cyst"). Heads without any such word fall to their
 default, or are no finding of ours (a thyroid nodule, a pancreatic cyst).
+
+Lobes, poles and segments are parts of several organs, and are read as parts of the one they are tied to in the same
+ways ("left hepatic lobe", "left lobe of the thyroid", "Thyroid: nodule in the left lobe").
 """
 
 from __future__ import annotations
@@ -121,12 +124,15 @@ _ORGAN = re.compile(
     r"|thyroid|adrenal\w*|ovar\w+|pancrea\w+|splenic|spleen|breasts?|(?:urinary )?bladder|ureter\w*|ureth\w+|prosta\w+"
     r"|uter\w+|adnexal?|skin|soft tissues?|subcutaneous|brain|mediastin\w+|lymph\w*|nod(?:es?|al)|colon\w*|bowel"
     r"|mesenter\w+|oment\w+|peritone\w+|stomach|gastric|o?esophag\w*|umbilical|ventral|incisional|joints?|knees?|hips?"
-    r"|append\w+|muscles?|psoas|parotid|(?:common )?bile ducts?|common duct|choledoch\w*|duoden\w+|vocal|orbit\w*)"
-    r"|(?P<kidney>(?:intra)?renal|\w*nephro\w+|kidneys?|(?:upper|mid\w*|lower|inter) ?pol(?:e|ar)"
-    r"|collecting systems?|caly(?:x|ces))"
-    r"|(?P<liver>liver|hepatic|(?:right|left) lobe(?: of the liver)?|hepatic segments?|segments? (?:[1-8]|[iv]+)[ab]?)"
+    r"|append\w+|muscles?|psoas|parotid|(?:common )?bile ducts?|common duct|choledoch\w*|duoden\w+|vocal|orbit\w*"
+    r"|testi\w+|thym(?:us|ic)|cerebr\w+|cerebell\w+|(?:temporal|frontal|parietal|occipital|pyramidal) lobes?)"
+    r"|(?P<kidney>(?:intra)?renal|\w*nephro\w+|kidneys?|collecting systems?|caly(?:x|ces))"
+    r"|(?P<liver>liver|hepatic(?: lobes?| segments?)?|(?:caudate|quadrate|riedel'?s?) lobes?)"
     r"|(?P<gallbladder>gall ?-?bladder|biliary)"
-    r"|(?P<lung>lungs?|pulmonary|pleura\w*|lobes?|lingula\w*|hemithora\w+|intrapulmonary|parapneumonic|[rl][ulm]l)"
+    r"|(?P<lung>lungs?|pulmonary|pleura\w*|(?:upper|mid(?:dle)?|lower|lingular?|azygos)[- ]lobes?|lingula\w*"
+    r"|hemithora\w+|intrapulmonary|parapneumonic|[rl][ulm]l)"
+    r"|(?P<half>(?:right|left) lobes?)|(?P<lobe>lobes?)|(?P<pole>(?:upper|mid\w*|lower|inter) ?pol(?:es?|ar))"
+    r"|(?P<segment>segments? (?:[1-8]|[iv]+)[ab]?)"
     r"|(?P<heart>pericardi\w+|heart|cardiac)"
     r"|(?P<aorta>aort\w+|thoracoabdominal)"
     r"|(?P<spine>vertebra\w*|spin(?:e|al)|[tl]-?(?:1[0-2]|[1-9])|lumbar|endplates?)"
@@ -134,6 +140,14 @@ _ORGAN = re.compile(
     r"|humer\w+|pelvis|scapula\w*|clavic\w+|acetabul\w+|skull)"
     r")\b"
 )
+_PARTS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
+    "half": (("liver",), r"thyroid|prosta\w+|thym|parotid", ("liver", "lung", "other")),
+    "lobe": (("lung", "liver"), r"thyroid|prosta\w+|thym|parotid|brain|cereb", ("lung", "liver", "other")),
+    "pole": (("kidney",), r"thyroid|spleen|splenic|testi|ovar", ("kidney", "other")),
+    "segment": (("liver", "lung"), r"(?!)", ("liver", "lung")),
+}
+"""Parts of organs → kinds that have them, a bare word meaning the first; other organs that do; headers they go by."""
+_PART_OF = re.compile(r",? (?:of|in|within) (?:(?:the|an?|this|both) )?(?:[\w-]+ ){0,2}")
 _ORGAN_GATE = re.compile("|".join(("cyst", "stone", "calcul", "lesion", "metasta", "mass", "tumo", "nodul", "effusion",
                                    "fracture", "aneurysm")))  # fmt: skip
 _PREPOSITIONS = (
@@ -153,6 +167,23 @@ SECTION_ORGAN = {
     "Bowel and peritoneum": ("other",),
     "Bones": ("spine", "bone"),
 }
+
+
+_REGION = re.compile(
+    r"\b(?:(?P<other>(?:chest|abdominal|body|thoracic) walls?|axilla\w*|neck|extremit\w+|limbs?|glands?|supraclavicular"
+    r"|diaphragm\w*|sinus\w*|orbits?|head|face|throat|larynx|pharynx)"
+    r"|(?P<region>abdom\w*|pelvi\w+|retroperitone\w+)|(?P<lung>chest|thora\w+|airways?|trache\w+|bronch\w+))\b"
+)
+
+
+def header_organs(header: str, section: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Tell the organ words that an unlisted header ("Thyroid and neck", "Upper abdomen") stands for; () if none.
+
+    "other" and "region" are no organs of a finding of ours: a nodule or lesion under them is none without its own word.
+    """
+    found = {start: kind for start, _, kind in find_organs(header, section)}
+    found |= {match.start(): str(match.lastgroup) for match in _REGION.finditer(header)}
+    return tuple(dict.fromkeys(found[start] for start in sorted(found)))
 
 
 def find_spans(text: str, section: tuple[str, ...] = ()) -> list[Span]:
@@ -180,7 +211,7 @@ def find_spans(text: str, section: tuple[str, ...] = ()) -> list[Span]:
 
 
 def _headed(text: str, section: tuple[str, ...], direct: list[Span]) -> list[Span]:
-    organs = [(m.start(), m.end(), str(m.lastgroup)) for m in _ORGAN.finditer(text)]
+    organs = find_organs(text, section)
     found = [
         (match, head)
         for head in HEADS
@@ -199,6 +230,42 @@ def _headed(text: str, section: tuple[str, ...], direct: list[Span]) -> list[Spa
         for name in _resolve(text, match, head, chains[index], organs, limit, section):
             out.append(Span(starts[index], match.end(), match.start(), name))
     return out
+
+
+def find_organs(text: str, section: tuple[str, ...] = ()) -> list[tuple[int, int, str]]:
+    """Find the organ words of one lower-case sentence: (start, end, kind), "other" for organs we have no finding of.
+
+    Args:
+        text: One sentence, lower case.
+        section: Organ words of the header it stands under.
+    """
+    organs = [(m.start(), m.end(), str(m.lastgroup)) for m in _ORGAN.finditer(text)]
+    part = None
+    for index in range(len(organs) - 1, -1, -1):  # "lower pole of the left lobe of the thyroid": from the last
+        start, end, kind = organs[index]
+        joined = part is not None and _JOIN.fullmatch(text, end, organs[index + 1][0])
+        part = kind if kind in _PARTS else None
+        if part is not None:
+            organs[index] = (start, end, organs[index + 1][2] if joined else _whole(text, organs, index, section))
+    return organs
+
+
+def _whole(text: str, organs: list[tuple[int, int, str]], index: int, section: tuple[str, ...]) -> str:
+    """The kind of organ that a lobe, pole or segment is part of."""
+    _, end, part = organs[index]
+    ours, others, headers = _PARTS[part]
+
+    def has_part(organ: tuple[int, int, str]) -> bool:
+        return organ[2] in ours or (organ[2] == "other" and re.match(others, text[organ[0] :]) is not None)
+
+    for organ in organs[index + 1 : index + 2]:
+        gap = text[end : organ[0]]
+        if _PART_OF.fullmatch(gap) or (has_part(organ) and _MODIFIERS.fullmatch(gap)):
+            return organ[2]
+    for organ in reversed(organs[:index]):
+        if has_part(organ):
+            return organ[2]
+    return next((kind for kind in section if kind in headers), ours[0])
 
 
 def _chain(text: str, organs: list[tuple[int, int, str]], start: int) -> list[tuple[int, int, str]]:

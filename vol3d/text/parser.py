@@ -23,11 +23,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from vol3d.text.attributes import count, make_finding, severity, sites, sizes
-from vol3d.text.mentions import SECTION_ORGAN, find_spans
+from vol3d.text.mentions import SECTION_ORGAN, find_spans, header_organs
 from vol3d.text.ontology import FINDINGS, Finding, Side, in_report_order
 from vol3d.text.places import bind_places, find_places
 from vol3d.text.polarity import Status, statuses
-from vol3d.text.sections import header_organ, header_section
+from vol3d.text.sections import header_organ, header_section, report_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def finding_labels(text: str) -> dict[str, int]:
 
 def parse_mentions(text: str) -> list[Mention]:
     """Read every mention of every finding, with whether it is said to be there."""
-    return [mention for sentence, organ, sides in _sentences(text) for mention in _read(sentence, organ, sides)]
+    return [mention for sentence, organs, sides in _sentences(text) for mention in _read(sentence, organs, sides)]
 
 
 # Sentences
@@ -90,71 +90,82 @@ _WRAPPED = re.compile(r"(?<=[a-z0-9,])[ \t]*\n[ \t]*(?=[a-z])(?![a-z ]{2,30}:)")
 _END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bapprox)(?<!\bcf)(?<!\bdr)\.(?=\s|$)|[;!?\n]+")
 _SPACED_DECIMAL = re.compile(r"(?<= \d) \. ?(?=\d+ ?[cm]m\b)")
 _HEADER = re.compile(r"([a-z][a-z ,/&()-]{1,60}?)\s*:\s*")
+_SAYING = re.compile(r"\b(?:no|not|without|free|negative|is|are|was|were|has|have|shows?|compared|for)\b")
 _SPACE = re.compile(r"\s+")
 _HYPHENS = str.maketrans({"‐": "-", "‑": "-", "‒": "-", "–": "-", "—": ",", "×": "x", "\u00a0": " ", "’": "'"})
 _MAX_SENTENCE = 600
 
 
-def _sentences(text: str) -> Iterator[tuple[str, str | None, tuple[Side, ...]]]:
-    """Yield (sentence, organ section, sides of its header) of the parts that describe this study."""
-    text = text.translate(_HYPHENS).replace("\r", "\n").replace("**", "").replace("#", " ")
+def _sentences(text: str) -> Iterator[tuple[str, tuple[str, ...], tuple[Side, ...]]]:
+    """Yield (sentence, organs of its header, sides of its header) of the parts that describe this study."""
+    for part, body in report_parts(text.translate(_HYPHENS)):
+        if part != "other":
+            yield from _part_sentences(body)
+
+
+def _part_sentences(text: str) -> Iterator[tuple[str, tuple[str, ...], tuple[Side, ...]]]:
+    text = text.replace("**", "").replace("#", " ")
     text = _WRAPPED.sub(" ", _LIST_MARK.sub("\n", text)).lower()
     text = _SPACED_DECIMAL.sub(".", text)
-    organ: str | None = None
+    organs: tuple[str, ...] = ()
     sides: tuple[Side, ...] = ()
-    skip = False
     for raw in _END.split(text):
         sentence = _SPACE.sub(" ", raw).strip()
-        section = header_section(sentence)
-        if section is not None:
-            skip, organ, sides = section == "other", None, ()
-            continue
         while match := _HEADER.match(sentence):
-            kind, under, sided = _header(match[1].strip())
+            kind, under, sided = _header(match[1].strip(), organs)
             rest = sentence[match.end() :]
             if kind == "finding":
                 sentence = f"{match[1]} is {rest}" if rest else ""
             if kind in ("finding", "text"):
                 break
-            skip, organ, sides = kind == "other", under, sided
+            organs, sides = under, sided
             sentence = rest
-        if sentence and not skip:
-            for start in range(0, len(sentence), _MAX_SENTENCE):
-                yield sentence[start : start + _MAX_SENTENCE], organ, sides
+        for start in range(0, len(sentence), _MAX_SENTENCE):
+            yield sentence[start : start + _MAX_SENTENCE], organs, sides
 
 
 @lru_cache(maxsize=4096)
-def _header(header: str) -> tuple[str, str | None, tuple[Side, ...]]:
-    """Judge what stands before a colon: a part of the report, an organ ("left kidney"), a finding, or mere text."""
-    section = header_section(header)
-    if section is not None:
-        return section, None, ()
+def _header(header: str, organs: tuple[str, ...]) -> tuple[str, tuple[str, ...], tuple[Side, ...]]:
+    """Judge what stands before a colon: an organ or a part of one ("left kidney", "upper abdomen"), a finding, or text.
+
+    A side alone ("Right:") keeps the organs of the header above it; a site of no side ("Left lobe:") is text, to be
+    read with what it is the site of.
+    """
+    if header_section(header) is not None:
+        return "organ", (), ()
     if find_spans(header):
-        return "finding", None, ()
-    sides = [place.sides for place in find_places(header) if len(place.sides) == 1]
+        return "finding", (), ()
+    if _SAYING.search(header):
+        return "text", (), ()
+    places = find_places(header)
+    sides = [place.sides for place in places if len(place.sides) == 1]
     side = sides[0] if len(sides) == 1 else ()
-    organ = header_organ(header)
-    return ("organ" if organ or side else "text"), organ, side
+    if not side and any(place.site for place in places):
+        return "text", (), ()
+    section = header_organ(header)
+    under = SECTION_ORGAN[section] if section else header_organs(header, organs)
+    return ("organ" if under or side else "text"), under or organs, side
 
 
 @lru_cache(maxsize=20_000)
-def _read(sentence: str, organ: str | None, sides: tuple[Side, ...]) -> tuple[Mention, ...]:
-    spans = find_spans(sentence, SECTION_ORGAN.get(organ or "", ()))
+def _read(sentence: str, organs: tuple[str, ...], sides: tuple[Side, ...]) -> tuple[Mention, ...]:
+    spans = find_spans(sentence, organs)
     if not spans:
         return ()
     judged = statuses(sentence, spans)
-    bound = bind_places(sentence, spans, find_places(sentence), sides)
-    measured = sizes(sentence, spans)
+    named_places = find_places(sentence)
+    bound = bind_places(sentence, spans, named_places, sides)
+    measured = sizes(sentence, spans, named_places)
     out = []
     for index, span in enumerate(spans):
         kind = FINDINGS[span.name]
         places = bound[index]
         named = {side for place in places for side in place.sides} if kind.sided else set()
         both = len(named) == 2
-        size = max(measured[index], default=None)
         number = count(sentence, spans, index, both=both)
         for side in sorted(named) or [None]:
             own = [place for place in places if side is None or not place.sides or side in place.sides]
+            size = max((mm for mm, place in measured[index] if place is None or place in own), default=None)
             where = sites(sentence, span, own)
             site = where[0] if len(where) == 1 else None
             grade = severity(sentence, spans, index, [place for place in own if place.sides])

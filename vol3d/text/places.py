@@ -58,6 +58,7 @@ _PLACE = re.compile(
     rf"|(?P<lone>{_SITE})"
     r")\b"
 )
+_ASIDE = re.compile(r"\([^()]*\d[^()]*\)")
 _OF = re.compile(r"\s*(?:,|of|in)\s*(?:the\s+)?(?:aspect of the\s+)?")
 _CHAIN = re.compile(
     r"\s*(?:and/or|and|or|nor|&|/|>|<|,\s*and|,|to|(?:greater|more|less|larger) than)\s*(?:in\s+|on\s+)?"
@@ -166,6 +167,8 @@ def bind_places(text: str, spans: list[Span], places: list[Place], before: tuple
     Returns:
         The places of each finding, in the order of `spans`.
     """
+    # What is measured or referred to in brackets ("(4 mm)", "(series 3, image 45)") stands between no two places.
+    text = _ASIDE.sub(lambda m: m[0] if _PLACE.search(m[0]) else " " * len(m[0]), text)
     bound: list[list[Place]] = [[] for _ in spans]
     behind: list[bool] = [False] * len(spans)
     topics: list[Place] = []

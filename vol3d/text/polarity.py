@@ -2,7 +2,9 @@
 
 A negation before ("no", "without", "free of") reaches forward over a list, until something breaks it: "but",
 "except", "with", "there is", or a new item with its own size, amount or article ("no effusion, 5 mm nodule on
-the left"). A negation behind ("is not seen", "has resolved", "ruled out") reaches back over its own subject.
+the left"). A negation behind ("is not seen", "has resolved", "ruled out") reaches back over its own subject. The past
+reaches over what the patient had or underwent, and ends where the sentence comes to today ("history of cirrhosis with
+ascites"); what is asked, or was seen in an earlier exam, reaches to its end ("evaluate for pneumonia with effusion").
 
 Source: the idea of cue and scope is NegEx (Chapman et al., J Biomed Inform 2001;34:301-310); cues and scopes are ours.
 """
@@ -13,6 +15,7 @@ import re
 from typing import Literal
 
 from vol3d.text.mentions import Span
+from vol3d.text.places import PRE
 
 Status = Literal["present", "possible", "absent", "historical"]
 """possible: "may represent", "cannot be excluded". historical: of the past, or only asked about."""
@@ -28,8 +31,10 @@ BREAK = re.compile(
     r"|(?<!consistent )(?<!compatible )(?<!associated )(?<!or )with(?! or without))\b"
     r"|\band (?=the\b|there\b|this\b|these\b)|[()]"
 )
+_OBJECT = r"(?:an?|any|the|evidence|contain\w*|show\w*|demonstrat\w+|ha[sd]|have)\b"
 _FORWARD = re.compile(
-    r"\b(?:no(?! longer| doubt|t\b)|not(?! only)|without|nor|neither|never|absen(?:t|ce of)|negative for"
+    rf"\b(?:(?<=there is )no longer|(?<=there are )no longer|no longer(?= {_OBJECT})|no longer {_SEEN}(?= (?:is|are)\b)"
+    r"|no(?! longer| doubt|t\b)|not(?! only)|without|nor|neither|never|absen(?:t|ce of)|negative for"
     r"|free (?:of|from)|lack(?:s|ing)?(?: of)?|denies|devoid of|clear of|resolution of|resolved|clearing of|rather than"
     r"|instead of|w/o|rule[sd]? out|exclud(?:es?|ing)|non(?=-(?:aneurysmal|enlarged|dilated))|unlikely|nothing"
     r"|does not|do not|cannot be|interval removal of)\b(?!:)"
@@ -46,7 +51,8 @@ _NOT_NEGATION = re.compile(
 _CANNOT_EXCLUDE = re.compile(r"\b(?:cannot|can't|can not|could not|not)\s+(?:\w+\s+)*?(?:exclude|rule)")
 _BACKWARD = re.compile(
     rf"\bnot (?:\w+ly )?(?:{_SEEN}|enlarged|dilated|obstructed|calcified|aneurysmal|there)\b"
-    rf"|\bno longer (?:{_SEEN}|there)?|\b(?:{_BE} )?absent\b"
+    rf"|(?<!there is )(?<!there are )\bno longer(?! {_OBJECT}| {_SEEN} (?:is|are)\b)(?: (?:{_SEEN}|there))?\b"
+    rf"|\b(?:{_BE} )?absent\b"
     r"|\b(?:has|have|had|now|interval(?:ly)?|completely|fully|since|is|are) (?:\w+ )?"
     r"(?:resolved|cleared|disappeared|gone)\b"
     r"|\bresolved\s*$|\b(?:(?:is|are|was|were|has been|have been) )?(?:ruled out|excluded)\b"
@@ -58,16 +64,28 @@ _POSITIVE_VERB = re.compile(
     rf"\b{_BE} (?:again |also |now )?{_SEEN}\b|\bthere (?:is|are)\b"
     r"|\b(?:shows?|contains?|demonstrates?|has|have) (?:an?\b|the\b)"
 )
+_AMOUNT = r"(?:small|moderate|large|mild|severe|tiny|trace|minimal|massive|marked)(?! bowel)(?:ly|[- ]sized)?"
+_SIZE = r"\d+(?:\.\d+)?\s*-?(?:mm|cm)"
+_EXAM = r"(?:ct|study|exam\w*|imaging|scan|mri|radiograph|comparison)s?\b"
 _HISTORY = re.compile(
-    r"\b(?:history of|h/o|hx of|previous(?:ly)?|formerly|status post|s/p|past|evaluat(?:e|ion) (?:for|of)"
+    r"\b(?:(?P<past>history of|h/o|hx of|previously|formerly|status post|s/p|past"
+    rf"|(?:previous|prior)(?! {_EXAM}))|previous|evaluat(?:e|ion) (?:for|of)"
     r"|assess(?:ment)? for|to (?:exclude|rule out)|please (?:exclude|rule out)|r/o|query|screening for|risk (?:of|for)"
     r"|work-?up (?:for|of)|(?:on|since|from|than|to|with) (?:the )?prior|prior|old (?:ct|study|exam))\b"
 )
+_TODAY = re.compile(
+    r"\b(?:but|however|although|though|whereas|while|yet|now|is|are|has|have|shows?|contains?|there"
+    r"|(?<!associated )(?<!consistent )(?<!compatible )(?<!or )with(?! or without))\b"
+    rf"|,\s*(?:and\s+)?(?:{_SIZE}|{_AMOUNT}|new|stable)\b"
+    r"|\b(?:\w+(?:ectomy|o[ts]tomy|centesis|plasty|desis)|surgery|repair|resection|transplant\w*|cabg|bypass|biopsy"
+    r"|placement|removal|drainage|ablation|whipple|stent\w*)(?: \w+)??\s*(?:,|\band\b)"
+)
+"""Where the past ends: a verb of the present, what goes with it, a new item, or a list after what was done."""
 _COMPARISON = re.compile(
     r"(?:on|since|from|than|to|with|in)\s+(?:the\s+|a\s+)?(?:prior|previous)\b"
-    r"|(?:prior|previous)\s+(?:ct|study|exam\w*|imaging|scan|mri|radiograph|comparison)s?\b"
+    rf"|(?:prior|previous)\s+{_EXAM}"
     r"(?!(?: \w+){0,3} (?:showed|demonstrated|revealed|described|reported))"
-    r"|previously(?=,? (?:\d|measur))|status post(?= \w+ectomy)"
+    r"|previously(?=,? (?:\d|measur))"
 )
 _CURRENT = re.compile(
     r"\b(?:unchanged|stable|persist\w*|again|now|current(?:ly)?|measures|measuring|increas\w+|decreas\w+|larger|smaller"
@@ -79,11 +97,15 @@ _POSSIBLE = re.compile(
     r"|question(?:able|ed)?|suggest\w*|cannot|equivocal|versus|vs)\b"
 )
 _LIST_OR = re.compile(r"\b(?:or|nor)\b")
+_NEXT_IN_LIST = re.compile(r"[\s,]*")
 _RESTART = re.compile(
     r"(?:,|\band\b)\s*(?:and\s+|or\s+)?(?:"
-    r"(?:an?|the|this)\b|\d+(?:\.\d+)?\s*-?(?:mm|cm)\b|(?:one|two|three|four|five|six|multiple|several|few|numerous|single)\b"
+    r"(?:an?|the|this)\b|(?:one|two|three|four|five|six|multiple|several|few|numerous|single)\b"
     r"|(?:new|stable|unchanged|persistent|residual|known)\b"
-    r"|(?:small|moderate|large|mild|severe|tiny|trace|minimal|massive|marked)(?! bowel)(?:ly|[- ]sized)?\b)"
+    rf"|{_AMOUNT}\b)"
+)
+_MEASURED = re.compile(
+    rf"(?:,|\band\b)\s*(?:and\s+)?(?:an?\s+)?(?:{_SIZE}|{_AMOUNT} (?:left|right|bilateral))\b{PRE.pattern}$"
 )
 _SIDE_RESTART = re.compile(r",\s*(?:left|right|bilateral)\b")
 _VERB_THEN_COMMA = re.compile(rf"\b{_BE} {_SEEN}\b.*(?:,|;|\band\b)")
@@ -115,7 +137,7 @@ class _Cues:
         ]
         comparison = [m.span() for m in _COMPARISON.finditer(text)]
         self.history = [
-            m.end()
+            (m.end(), _until(text, m))
             for m in _HISTORY.finditer(text)
             if not any(low <= m.start() < high or low < m.end() <= high for low, high in comparison)
         ]
@@ -123,6 +145,12 @@ class _Cues:
         self.current = _CURRENT.search(text) is not None
         self.possible = [m.start() for m in _POSSIBLE.finditer(text)]
         self.cannot_exclude = _CANNOT_EXCLUDE.search(text) is not None
+
+
+def _until(text: str, cue: re.Match[str]) -> int:
+    """Where the reach of a word of history ends."""
+    today = _TODAY.search(text, cue.end()) if cue["past"] else None
+    return today.end() if today else len(text)
 
 
 def _status(text: str, spans: list[Span], index: int, cues: _Cues) -> Status:
@@ -134,7 +162,7 @@ def _status(text: str, spans: list[Span], index: int, cues: _Cues) -> Status:
     high = min([start for start, _ in cues.breaks if start >= span.end], default=len(text))
     if _negated_before(text, spans, index, cues, low) or _negated_behind(text, spans, index, cues, low, high):
         return "absent"
-    if any(end <= span.start for end in cues.history) and not cues.current:
+    if any(end <= span.start < until for end, until in cues.history) and not cues.current:
         return "historical"
     if cues.cannot_exclude or any(low <= start < high for start in cues.possible):
         return "possible"
@@ -150,27 +178,37 @@ def _negated_before(text: str, spans: list[Span], index: int, cues: _Cues, low: 
     listed = [s for s in spans[:index] if s.start >= begin or s.core >= begin]
     if not listed:
         return True
-    previous = listed[-1].end
+    closed = _closed(text, spans, listed[-1].end)
     # The list is broken when any item from the first to this one starts anew.
     for earlier, item in zip(listed, [*listed[1:], span], strict=True):
         if item.core < earlier.end:
             continue
-        if _restarts(text, earlier.end, item, text[previous:]):
+        if _restarts(text, earlier.end, item, closed=closed):
             return False
     return True
 
 
-def _restarts(text: str, gap_start: int, item: Span, rest: str) -> bool:
+def _restarts(text: str, gap_start: int, item: Span, *, closed: bool) -> bool:
     gap = text[gap_start : item.core]
-    if _VERB_THEN_COMMA.search(gap):
+    if _VERB_THEN_COMMA.search(gap) or _MEASURED.search(gap):
         return True
-    closed = _LIST_OR.search(rest) is not None
-    own_verb = _OWN_VERB.match(text, item.end) is not None
     if closed:
         return False
     if _RESTART.search(gap) or _SIDE_RESTART.search(gap):
         return True
-    return own_verb and "," in gap
+    return _OWN_VERB.match(text, item.end) is not None and "," in gap
+
+
+def _closed(text: str, spans: list[Span], start: int) -> bool:
+    """Whether an "or" goes on with the list of findings, not with what is said of one ("upper or middle lobe")."""
+    for match in _LIST_OR.finditer(text, start):
+        before = any(
+            _NEXT_IN_LIST.fullmatch(text, span.end, match.start()) for span in spans if span.end <= match.start()
+        )
+        behind = any(PRE.fullmatch(text, match.end(), span.start) for span in spans if span.start >= match.end())
+        if before or behind or text[: match.start()].rstrip().endswith(","):
+            return True
+    return False
 
 
 def _negated_behind(text: str, spans: list[Span], index: int, cues: _Cues, low: int, high: int) -> bool:

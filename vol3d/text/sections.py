@@ -4,6 +4,10 @@ Radiologists name the same part in many ways ("CONCLUSION", "Opinion"; "Lower ch
 tables collect the ways: one for the parts of a report, one for organs. The organs are Merlin's thirteen, so that its
 reports and prompts line up with ours; our own phantoms' seven sections are in `ontology.ORGANS`.
 
+Headers that no table can list in full ("CT CHEST FINDINGS", "Findings/Impression") are told by their words. What
+stands before the findings (history, technique, comparison) ends where a report goes on to the body, under a known
+header or not: a sick patient's report that loses its body would count as a healthy one's.
+
 Source: the thirteen organs are those of Merlin (Blankemeier et al., arXiv:2406.06512); the aliases are our own.
 """
 
@@ -127,11 +131,11 @@ HEADERS: dict[str, str] = {alias: organ for organ, aliases in _ALIASES.items() f
 
 _PARTS = {
     "findings": "findings", "finding": "findings", "report": "findings", "description": "findings",
-    "results": "findings",
+    "results": "findings", "result": "findings",
     "observations": "findings", "body": "findings", "interpretation": "findings", "ct findings": "findings",
     "impression": "impression", "impressions": "impression", "conclusion": "impression", "conclusions": "impression",
     "opinion": "impression", "summary": "impression", "assessment": "impression", "diagnosis": "impression",
-    "comment": "impression",
+    "comment": "impression", "addendum": "impression", "summary of findings": "impression",
     "final impression": "impression", "key findings": "impression", "imp": "impression",
     "history": "other", "clinical history": "other", "clinical information": "other", "indication": "other",
     "indications": "other",
@@ -145,9 +149,27 @@ _PARTS = {
     "priors": "other",
     "clinical data": "other", "reason for study": "other", "history and indication": "other",
     "radiation dose": "other",
+    "exam date": "other", "date of exam": "other", "date": "other", "exam type": "other", "accession": "other",
+    "accession number": "other", "mrn": "other", "patient": "other", "patient name": "other", "name": "other",
+    "dob": "other", "age": "other", "sex": "other", "ordering physician": "other", "referring physician": "other",
+    "radiologist": "other", "medications": "other", "symptoms": "other",
     "recommendation": "other", "recommendations": "other", "electronically signed by": "other", "signed by": "other",
 }  # fmt: skip
-_START = r"(?im)(?:^|(?<=[.;:\n]) )[ \t]*(?:[-*•#_]+|\d{1,2}[.)])?[ \t]*[*_]*"
+_CLOSING = {"recommendation", "recommendations", "electronically signed by", "signed by", "radiologist"}
+"""Parts behind the impression: no body of a report follows them."""
+_PART_WORDS = {
+    "findings": "findings", "finding": "findings", "impression": "impression", "impressions": "impression",
+    "conclusion": "impression", "conclusions": "impression", "opinion": "impression", "summary": "impression",
+    "history": "other", "indication": "other", "indications": "other", "technique": "other", "comparison": "other",
+    "comparisons": "other", "reason": "other", "recommendation": "other", "recommendations": "other",
+}  # fmt: skip
+_REGIONS = {"chest", "thorax", "thoracic", "abdomen", "abdominal", "abdominopelvic", "pelvis", "pelvic", "neck", "body"}
+_FILLERS = {
+    "ct", "cta", "mr", "mri", "pet", "and", "or", "with", "without", "iv", "contrast", "enhanced", "non", "noncontrast",
+    "scan", "imaging", "exam", "examination", "study", "for", "clinical", "medical", "radiology", "radiological",
+    "final", "upper", "lower",
+}  # fmt: skip
+_START = r"(?im)(?:^|(?<=[.;:!?\n]) )[ \t]*(?:[-*•#_]+|\d{1,2}[.)])?[ \t]*[*_]*"
 
 
 def _any(words: Iterable[str]) -> str:
@@ -155,8 +177,9 @@ def _any(words: Iterable[str]) -> str:
 
 
 # A header ends with a colon or stands alone on its line; Markdown stars and hashes around it are passed over.
-_PART_HEADER = re.compile(rf"{_START}{_any(_PARTS)}[*_]*[ \t]*(?::[*_]*|$)")
+_HEADER = re.compile(rf"{_START}([a-z][a-z ,/&()+-]{{1,60}}?)[*_]*[ \t]*(?P<end>:[*_]*|$)")
 _ORGAN_HEADER = re.compile(rf"{_START}{_any(HEADERS)}[*_]*[ \t]*(?::[*_]*|[ ]-[ ]|$)")
+_PARAGRAPH = re.compile(r"\n[ \t]*\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +191,19 @@ class ReportSections:
 
 
 def header_section(header: str) -> str | None:
-    """Tell what part of a report a header opens: "findings", "impression", "other" (history, technique), or None."""
-    return _PARTS.get(header.strip(" :*#_-").lower())
+    """Tell what part of a report a header opens: "findings", "impression", "other" (history, technique), or None.
+
+    A header outside the table is told by its words, if all are words of headers; a joint one ("Findings/Impression")
+    opens the first part it names, before any "other".
+    """
+    header = header.strip(" :*#_-").lower()
+    if header in _PARTS:
+        return _PARTS[header]
+    words = re.findall(r"\w+", header)
+    if not _PART_WORDS.keys() | _REGIONS | _FILLERS >= set(words):
+        return None
+    parts = [_PART_WORDS[word] for word in words if word in _PART_WORDS]
+    return next((part for part in parts if part != "other"), parts[0] if parts else None)
 
 
 def header_organ(header: str) -> str | None:
@@ -182,17 +216,56 @@ def split_report(text: str) -> ReportSections:
     """Split a report into findings and impression by their headers.
 
     Text before the first known header is findings if no findings header follows; history, indication, technique and
-    comparison go to neither. A report with no header at all is all findings.
+    comparison go to neither. A report with no header at all is all findings, and "Findings/Impression" is findings.
     """
-    parts: dict[str, list[str]] = {"findings": [], "impression": [], "other": []}
-    matches = list(_PART_HEADER.finditer(text))
-    lead = text[: matches[0].start()] if matches else text
-    named = {_PARTS[m[1].lower()] for m in matches}
-    parts["findings" if "findings" not in named else "other"].append(lead)
-    for match, part in zip(matches, _between(matches, text), strict=True):
-        parts[_PARTS[match[1].lower()]].append(part)
-    findings, impression = ("\n".join(s.strip() for s in parts[p] if s.strip()) for p in ("findings", "impression"))
+    parts = report_parts(text)
+    findings, impression = (
+        "\n".join(body for part, body in parts if part == wanted) for wanted in ("findings", "impression")
+    )
     return ReportSections(findings, impression)
+
+
+def report_parts(text: str) -> list[tuple[str, str]]:
+    """Cut a report into (part, text) in its order, without the headers of the parts.
+
+    The part is "findings", "impression", "other", or "lead": text before all headers where a findings header follows.
+    History, technique and comparison end at the next part; at an organ's or a region's header ("LUNGS:", "ABDOMEN AND
+    PELVIS:"); and, unless a findings header is still to come, at any header that starts a line and at a blank line:
+    what follows is findings.
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    marks = list(_HEADER.finditer(text))
+    findings = [m.start() for m in marks if header_section(m[1]) == "findings"]
+    cuts = [("lead" if findings else "findings", 0, 0)]
+    closing = False
+    for mark in sorted([*marks, *_PARAGRAPH.finditer(text)], key=lambda m: (m.start(), m.end())):
+        part = header_section(mark[1]) if mark.re is _HEADER else None
+        if part is not None:
+            cuts.append((part, mark.start(), mark.end()))
+            closing = mark[1].lower() in _CLOSING
+        elif cuts[-1][0] == "other":
+            empty = not text[cuts[-1][2] : mark.start()].strip()
+            awaited = closing or bool(findings and findings[-1] > mark.start())
+            if _ends_other(text, mark, empty=empty, awaited=awaited):
+                cuts.append(("findings", mark.start(), mark.start()))
+    ends = [start for _, start, _ in cuts[1:]] + [len(text)]
+    bodies = [text[start:end].strip() for (_, _, start), end in zip(cuts, ends, strict=True)]
+    return [(part, body) for (part, _, _), body in zip(cuts, bodies, strict=True) if body]
+
+
+def _ends_other(text: str, mark: re.Match[str], *, empty: bool, awaited: bool) -> bool:
+    """Whether an unknown header or a blank line ends history, technique or comparison."""
+    if mark.re is _PARAGRAPH:
+        return not empty and not awaited
+    new_line = text[: mark.start()].rstrip(" \t")[-1:] in ("", "\n")
+    if header_organ(mark[1]) is not None or (mark["end"] and _is_region(mark[1])):
+        return not empty or (new_line and bool(mark["end"]) and not awaited)
+    return bool(mark["end"]) and new_line and not empty and not awaited
+
+
+def _is_region(header: str) -> bool:
+    words = set(re.findall(r"\w+", header.lower()))
+    return bool(words & _REGIONS) and words <= _REGIONS | {"and", "or", "upper", "lower"}
 
 
 def split_organs(findings: str) -> dict[str, str]:
