@@ -144,7 +144,8 @@ class PretrainedText(TextEncoder):
 
     The constructor builds the architecture from its configuration, with random weights and without a tokenizer;
     `load` reads both from the Hub or a folder, and `load_state_dict` from a saved model or a checkpoint, where the
-    tokenizer lies among the weights.
+    tokenizer lies among the weights. The weights are float32 whatever they are stored in: steps of a usual learning
+    rate are lost in half precision, and without autocast the head behind it takes float32.
 
     Args:
         config: a transformers configuration as a dictionary.
@@ -162,7 +163,7 @@ class PretrainedText(TextEncoder):
 
         settings = dict(config)
         built = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        self.model: PreTrainedModel = AutoModel.from_config(built)
+        self.model: PreTrainedModel = AutoModel.from_config(built, dtype=torch.float32)
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.max_length = min(max_length, _positions(built))
         self.embed_dim = self.model.get_input_embeddings().embedding_dim
@@ -177,7 +178,8 @@ class PretrainedText(TextEncoder):
         from transformers import AutoModel, AutoTokenizer
 
         try:
-            model, tokenizer = AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+            model = AutoModel.from_pretrained(name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ValueError(
