@@ -71,6 +71,21 @@ def test_every_task_is_here_or_leaves_the_language_model_alone() -> None:
     assert set(TASKS) | SILENT == set(vol3d.tasks.__all__)
 
 
+@pytest.mark.parametrize("scales", [True, False])
+@pytest.mark.parametrize("name", TASKS)
+def test_what_a_projector_injects_is_learnt_and_read(name: str, scales: bool) -> None:
+    dims = [16, 16] if scales else []
+    made = model(partial(vol3d.MultiLayerProjector, layers=[0, 1], scale_dims=dims))
+    task, part = TASKS[name](made), batch()
+    features = made.encode(part.image, part.affine)
+    task.loss(made, features, part).loss.backward()
+    # A task that ends at the visual tokens does not see what is added behind them.
+    assert all((gate.grad is not None) == (name != "FindingQueries") for gate in made.projector.gates)
+    task.eval()
+    with torch.no_grad():
+        assert len(task.predict(made, made.encode(part.image, part.affine), part)) == 2
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_a_bfloat16_language_model_is_read_without_autocast_after_it_was_saved(name: str, tmp_path: Path) -> None:
     """Training casts by itself (bf16-mixed); evaluating, embedding and searching do not."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vol3d.model.decoding import CapturedDecoder, StaticDecoder, supports
+from vol3d.model.tokens import token_positions
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -95,7 +96,7 @@ def greedy(
     """
     cache = language.new_cache() if cache is None else cache
     if position_ids is None:
-        position_ids = (attention_mask.cumsum(dim=1) - 1).clamp_min(0)[:, -inputs_embeds.shape[1] :]
+        position_ids = token_positions(attention_mask)[:, -inputs_embeds.shape[1] :]
     table, head = language.causal_lm.get_input_embeddings(), language.causal_lm.get_output_embeddings()
     hidden = language.hidden(inputs_embeds, attention_mask, position_ids, cache)[:, -1]
     step = _stepper(language, cache, attention_mask, position_ids[:, -1] + 1, max_new_tokens)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vol3d.model.interfaces import Features, Part
 from vol3d.model.language import LanguageModel, pad
+from vol3d.model.tokens import token_positions
 from vol3d.model.volume_lm import VolumeLM
 
 if TYPE_CHECKING:
@@ -258,10 +259,7 @@ def language_volume(model: VolumeLM, features: Features, instruction: str) -> Te
 
     Source: VLM2Vec (arXiv:2410.05160).
     """
-    language, visual = _language(model), model.project(features)
-    ids = language.prompt_ids(instruction, visual.shape[1])
-    rows, attention = pad([ids] * len(features), ids[0], left=True, device=visual.device)
-    return language.hidden(language.splice(rows, visual), attention)[:, -1]
+    return model.last_hidden(features, [instruction] * len(features))
 
 
 def language_text(model: VolumeLM, texts: Sequence[str]) -> Tensor:
@@ -271,7 +269,7 @@ def language_text(model: VolumeLM, texts: Sequence[str]) -> Tensor:
     rows = [[*language.encode(text)[:room], language.tokenizer.eos_token_id] for text in texts]
     ids, attention = pad(rows, language.tokenizer.pad_token_id, left=True, device=model.device)
     embeds = language.causal_lm.get_input_embeddings()(ids)
-    return language.hidden(embeds, attention)[:, -1]
+    return language.hidden(embeds, attention, token_positions(attention))[:, -1]
 
 
 def _language(model: VolumeLM) -> LanguageModel:
