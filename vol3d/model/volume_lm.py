@@ -198,7 +198,8 @@ class VolumeLM(nn.Module):
         Args:
             keep: share (float) or number (int) of each volume's visual tokens the language model sees; what it sees
                 keeps its position (`vol3d.model.dropping`).
-            options: stop="###"; num_beams, do_sample, temperature, streamer … as in transformers.
+            options: stop="###"; num_beams, do_sample, temperature, repetition_penalty, streamer … as in transformers,
+                whose defaults hold for the rest: the language model's own generation_config is left out.
         """
         return self._write(self._visual(features, keep), prompts, max_new_tokens, **options)
 
