@@ -95,15 +95,19 @@ class Retrieval(Task):
     def embed_volume(self, model: VolumeLM, features: Features) -> Tensor:
         """Unit vectors of volumes (batch, embed_dim)."""
         if self.reads_with_language:
-            return unit(self.head(language_volume(model, features, self.instruction)))
+            return self._from_language(language_volume(model, features, self.instruction))
         return unit(self.head(self.pool(features.tokens).flatten(1)))
 
     def embed_text(self, model: VolumeLM, texts: Sequence[str]) -> Tensor:
         """Unit vectors of texts (texts, embed_dim)."""
         texts = list(texts)
         if self.reads_with_language:
-            return unit(self.head(in_chunks(lambda part: language_text(model, part), texts, self.chunk)))
+            return self._from_language(in_chunks(lambda part: language_text(model, part), texts, self.chunk))
         return unit(self.text_head(in_chunks(self.texts, texts, self.chunk)))
+
+    def _from_language(self, hidden: Tensor) -> Tensor:
+        """Unit vectors from hidden states, which a language model in bfloat16 gives in bfloat16."""
+        return unit(self.head(hidden.to(self.head.weight.dtype)))
 
     @property
     def scale(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from small_language import PROMPTS, volume_lm
 import vol3d
 from vol3d.model.generation import pieces, shared_length
 from vol3d.model.interfaces import Features
+from vol3d.model.language import LanguageModel
+from vol3d.model.pretrained import build, save
 from vol3d.model.volume_lm import VolumeLM
 
 COMPARE = "Earlier: <volume> Now: <volume> Report:"
@@ -103,6 +106,30 @@ def test_every_token_that_the_models_settings_call_an_end_ends(lean: bool) -> No
     first = model.language.encode(model.generate(features, PROMPTS[:1], max_new_tokens=1)[0])
     model.language.causal_lm.generation_config.eos_token_id = [2, *first]
     assert model.generate(features, PROMPTS[:1], max_new_tokens=9, lean=lean) == [""]
+
+
+def test_the_models_own_penalty_is_left_out_however_it_writes_and_after_saving(tmp_path: Path) -> None:
+    """Qwen2.5 brings a repetition_penalty: only some ways of writing honoured it, and a saved model lost it."""
+    plain = volume_lm()
+    lm = plain.language.causal_lm
+    lm.generation_config.update(repetition_penalty=1.5, no_repeat_ngram_size=2, top_k=1, eos_token_id=[2, 7])
+    model = VolumeLM(plain.encoder, plain.projector, LanguageModel(lm, plain.language.tokenizer)).eval()
+    features = model.encode(images(2))
+    save(tmp_path / "model", model, {}, vol3d.Grid(spacing=(4, 4, 4), shape=(8, 8, 8), window=(-1000, 1000)))
+    again = build(tmp_path / "model")[0]
+    found = written(model, features)
+    assert written(model, features, lean=False) == found == written(again, features)
+    assert ["".join(model.stream(features[[i]], PROMPTS[i], max_new_tokens=20)) for i in range(2)] == found
+    many = model.generate_many(features, PROMPTS, max_new_tokens=20)
+    assert [many[i][i] for i in range(2)] == found
+    assert written(model, features, num_beams=3) == written(again, features, num_beams=3)
+    assert written(model, features, repetition_penalty=1.5) == written(again, features, repetition_penalty=1.5) != found
+    assert model.language.stop_ids == again.language.stop_ids == [2, 7]
+    drawn = []
+    for made in (model, again):
+        torch.manual_seed(0)
+        drawn.append(written(made, features, do_sample=True))
+    assert drawn[0] == drawn[1] != found
 
 
 def test_what_is_streamed_joins_to_what_is_written() -> None:

@@ -12,7 +12,8 @@ from small_language import PROMPTS, REPORTS, language
 import vol3d
 from vol3d.model.injection import MultiLayerProjector
 from vol3d.model.interfaces import Features
-from vol3d.model.language import Lora
+from vol3d.model.language import Lora, Prefix
+from vol3d.model.likelihood import answer_likelihoods, visual_rows
 from vol3d.model.pretrained import build, save
 from vol3d.model.volume_lm import VolumeLM
 
@@ -20,11 +21,11 @@ REPORTS = REPORTS[:2]
 ENCODER = {"embed_dim": 24, "depth": 1, "num_heads": 2, "patch_size": (8, 8, 8), "stem": "conv"}
 
 
-def model(*, lora: Lora | None = None, opened: bool = False) -> VolumeLM:
+def model(*, opened: bool = False, scales: bool = True, **settings: object) -> VolumeLM:
     encoder = vol3d.encoders.create("vit3d-tiny", **ENCODER)
     dims = [scale.shape[1] for scale in encoder(torch.zeros(1, 1, 16, 16, 16)).scales]
-    projector = partial(MultiLayerProjector, layers=list(range(len(dims))), scale_dims=dims)
-    made = vol3d.VolumeLM(encoder, projector, language(lora=lora)).eval()
+    projector = partial(MultiLayerProjector, layers=list(range(len(dims))), scale_dims=dims if scales else [])
+    made = vol3d.VolumeLM(encoder, projector, language(**settings)).eval()
     if opened:
         with torch.no_grad():
             for gate in made.projector.gates:
@@ -92,6 +93,43 @@ def test_what_is_injected_is_there_when_it_writes_packs_and_drops() -> None:
         for gate in made.projector.gates:
             gate.zero_()
     assert made.generate(features, PROMPTS, max_new_tokens=12) != slow
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scales", [True, False])
+def test_what_is_injected_is_there_when_a_volume_is_read_for_many_prompts(scales: bool) -> None:
+    """Neither the encoder's tokens nor its scales are repeated for them."""
+    made, rows = model(opened=True, scales=scales), [1, 0, 1]
+    features = made.encode(image())
+    prompts, texts = [*PROMPTS, "<volume>"], [*REPORTS, "No."]
+    repeated = visual_rows(made, features, rows)
+    losses = [
+        float(made.language_loss(features[[row]], [p], [t])) for row, p, t in zip(rows, prompts, texts, strict=True)
+    ]
+    again = [float(made.language_loss(repeated[[i]], [prompts[i]], [texts[i]])) for i in range(3)]
+    assert again == pytest.approx(losses, abs=1e-5)
+    assert made.generate(repeated, prompts, max_new_tokens=8) == made.generate(
+        features[rows], prompts, max_new_tokens=8
+    )
+    for part in (repeated, features[rows]):
+        likely = answer_likelihoods(made, part, prompts, [[text] for text in texts])
+        assert [-value for (value,) in likely] == pytest.approx(losses, abs=1e-4)
+
+
+@pytest.mark.parametrize("ending", [None, torch.ones(32)], ids=["prompt", "ending"])
+def test_hidden_states_hold_what_is_injected_and_the_prefix_one_by_one_as_in_a_batch(
+    ending: torch.Tensor | None,
+) -> None:
+    made = model(opened=True, prefix=Prefix(3))
+    features = made.encode(image())
+    hidden = made.last_hidden(features, PROMPTS, ending=ending)
+    alone = [made.last_hidden(features[[row]], [PROMPTS[row]], ending=ending) for row in range(2)]
+    torch.testing.assert_close(hidden, torch.cat(alone), atol=1e-5, rtol=1e-4)
+    for changed in (made.projector.gates[0], next(made.language.prefix_states.parameters())):
+        with torch.no_grad():
+            changed.add_(1.0)
+        other, hidden = hidden, made.last_hidden(features, PROMPTS, ending=ending)
+        assert (hidden - other).abs().amax(dim=1).min() > 1e-3
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:

@@ -210,6 +210,22 @@ def test_a_hugging_face_tower_averages_its_tokens(bert: Path) -> None:
     torch.testing.assert_close(tower(texts), torch.cat(alone), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_a_tower_stored_in_half_precision_learns_and_embeds_in_float32(
+    stored: torch.dtype, bert: Path, tmp_path: Path
+) -> None:
+    """A step of 2e-5 is lost on a bfloat16 weight of 0.05, and a float32 head does not take half-precision states."""
+    from transformers import AutoModel, AutoTokenizer
+
+    AutoModel.from_pretrained(bert).to(stored).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(bert).save_pretrained(tmp_path)
+    tower = text_encoder(str(tmp_path))
+    for built in (tower, PretrainedText(**tower.spec), PretrainedText({**tower.spec["config"], "dtype": "bfloat16"})):
+        assert {parameter.dtype for parameter in built.parameters()} == {torch.float32}
+    task = Retrieval(shared(), text_encoder=str(tmp_path), queries=2, embed_dim=16).eval()
+    assert task.embed_text(shared(), ["Normal"]).dtype == torch.float32
+
+
 @pytest.mark.parametrize("source", ["bert", "small", "language"])
 def test_a_saved_model_embeds_the_same_without_the_towers_folder(source: str, bert: Path, tmp_path: Path) -> None:
     import shutil

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from vol3d.model.decoding import CapturedDecoder, StaticDecoder, supports
+from vol3d.model.tokens import token_positions
 
 if TYPE_CHECKING:
-    from transformers import Cache
+    from transformers import Cache, PreTrainedModel
 
     from vol3d.model.language import LanguageModel
 
@@ -51,10 +52,11 @@ def continue_rows(
         position_ids: (batch, length) where rows have gaps; None counts from each row's first token.
         stop: texts that end an answer; they are not part of it.
         lean: use the lean loop where the options are plain greedy decoding; it writes the same tokens.
-        options: for transformers' `generate` (num_beams, do_sample, temperature, streamer …).
+        options: for transformers' `generate` (num_beams, do_sample, temperature, streamer …); what they leave out is
+            transformers' default, whatever the model's own generation_config said.
     """
     stop = [stop] if isinstance(stop, str) else list(stop)
-    if lean and is_greedy(language, options):
+    if lean and is_greedy(options):
         steps = greedy(language, inputs_embeds, attention_mask, max_new_tokens, position_ids)
         return texts_of(language, steps, stop)
     options = {"max_new_tokens": max_new_tokens, **options}
@@ -62,12 +64,23 @@ def continue_rows(
     return [cut(language.decode(row), stop).strip() for row in rows]
 
 
-def is_greedy(language: LanguageModel, options: dict[str, Any]) -> bool:
-    """Whether the options and the model's own generation settings ask for nothing but greedy decoding."""
-    own = language.causal_lm.generation_config
-    asked = {name: options.get(name, getattr(own, name, None)) for name in _NEUTRAL}
-    asked["do_sample"] = options.get("do_sample", False)
-    return set(options) <= set(_NEUTRAL) and all(asked[name] in fine for name, fine in _NEUTRAL.items())
+def is_greedy(options: dict[str, Any]) -> bool:
+    """Whether the options ask for nothing but greedy decoding."""
+    return all(value in _NEUTRAL.get(name, ()) for name, value in options.items())
+
+
+def keep_only_ends(model: PreTrainedModel) -> None:
+    """Of a model's own generation settings keep the special tokens alone.
+
+    Many models bring a penalty or a way of sampling (Qwen2.5 a repetition_penalty of 1.05) made for chat. Here the task
+    and the caller say how to write, so that all ways of writing agree, and a saved model with the one it was.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+    )
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
@@ -95,7 +108,7 @@ def greedy(
     """
     cache = language.new_cache() if cache is None else cache
     if position_ids is None:
-        position_ids = (attention_mask.cumsum(dim=1) - 1).clamp_min(0)[:, -inputs_embeds.shape[1] :]
+        position_ids = token_positions(attention_mask)[:, -inputs_embeds.shape[1] :]
     table, head = language.causal_lm.get_input_embeddings(), language.causal_lm.get_output_embeddings()
     hidden = language.hidden(inputs_embeds, attention_mask, position_ids, cache)[:, -1]
     step = _stepper(language, cache, attention_mask, position_ids[:, -1] + 1, max_new_tokens)

@@ -46,6 +46,7 @@ class Features:
         pooled: (batch, embed_dim), a CLS token or None.
         scales: finer feature maps (batch, channels, x, y, z), finest first, when the encoder has them.
         visual: (batch, visual tokens, language width), what the projector made of them, once it has run.
+        added: decoder layer → the same shape, what it adds to them inside the language model; None before it has run.
         attention: (batch, 2, tokens), how much the encoder's first and its last block look at each token, when the
             encoder says so (ViT3D in eval mode).
     """
@@ -56,6 +57,7 @@ class Features:
     pooled: Pooled | None = None
     scales: tuple[Tensor, ...] = field(default=())
     visual: Tensor | None = None
+    added: Mapping[int, Tensor] | None = None
     attention: Tensor | None = None
 
     def __len__(self) -> int:
@@ -70,6 +72,7 @@ class Features:
             pooled=None if self.pooled is None else self.pooled[index],
             scales=tuple(scale[index] for scale in self.scales),
             visual=None if self.visual is None else self.visual[index],
+            added=None if self.added is None else {layer: more[index] for layer, more in self.added.items()},
             attention=None if self.attention is None else self.attention[index],
         )
 

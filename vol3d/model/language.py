@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vol3d.model.adapters import Lora, Prefix, PrefixStates, freeze, with_lora
 from vol3d.model.cross_entropy import Method, check_liger, linear_cross_entropy
+from vol3d.model.generation import continue_rows, keep_only_ends
 from vol3d.model.rebuilding import rebuild_gates
 from vol3d.model.tokens import IGNORE, VOLUME_TOKEN, Prompt, num_volumes, pad, rendered, train_tokenizer
 
@@ -150,7 +151,7 @@ class LanguageModel(nn.Module):
     the vocabulary keeps its size and the weights stay loadable elsewhere.
 
     Args:
-        model: a transformers causal LM. tokenizer: its tokenizer.
+        model: a transformers causal LM; of its generation_config only the ends of a text stay. tokenizer: its own.
         lora: wrap the model in LoRA adapters and freeze the base.
         prefix: learned keys and values before the first token; freezes the base.
         train: what learns (`vol3d.model.adapters.freeze`); None for the adapters where there are any, else everything.
@@ -191,6 +192,7 @@ class LanguageModel(nn.Module):
         self.tokenizer, self.lora, self.prefix, self.cross_entropy = tokenizer, lora, prefix, cross_entropy
         self.special_tokens = list(dict.fromkeys(special_tokens))
         rebuild_gates(model)
+        keep_only_ends(model)
         self.model = model if lora is None else with_lora(model, lora)
         self.prefix_states = None if prefix is None else PrefixStates(prefix, model.config.get_text_config())
         self.volume_id: int = tokenizer.convert_tokens_to_ids(VOLUME_TOKEN)
@@ -395,6 +397,4 @@ class LanguageModel(nn.Module):
 
         `stop="###"` (or several) ends an answer before that text. See `vol3d.model.generation.continue_rows`.
         """
-        from vol3d.model.generation import continue_rows
-
         return continue_rows(self, inputs_embeds, attention_mask, max_new_tokens=max_new_tokens, **options)

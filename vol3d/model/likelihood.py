@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from vol3d.model.interfaces import Features
+from vol3d.model.interleave import Visual, splice
 from vol3d.model.language import LanguageModel, pad
+from vol3d.model.tokens import token_positions
 from vol3d.model.volume_lm import VolumeLM
 
 CHUNK_MIB = 256
@@ -18,16 +19,14 @@ CHUNK_MIB = 256
 
 
 def visual_rows(model: VolumeLM, features: Features, rows: Sequence[int]) -> Features:
-    """The visual tokens of these rows, each as often as it is named, for many prompts about one volume.
+    """What the language model reads of these rows, each as often as it is named, for many prompts about one volume.
 
-    The volumes are projected once; what the encoder saw is left behind, because repeated it would be many times
-    larger than what the language model reads.
+    The volumes are projected once; what the encoder saw is left behind, because repeated it would be many times larger
+    than the visual tokens and what is added to them.
     """
-    visual = model.project(features)
-    index = torch.tensor(list(rows), device=visual.device)
-    alone = Features(features.tokens[index, :0], features.grid_size)
-    alone.visual = visual[index]
-    return alone
+    visual, added = model.project(features), model.injections(features)
+    alone = Features(features.tokens[:, :0], features.grid_size, visual=visual, added=added)
+    return alone[torch.tensor(list(rows), device=visual.device)]
 
 
 @torch.no_grad()
@@ -53,8 +52,9 @@ def answer_likelihoods(
             f"{len(features)} volumes, {len(prompts)} prompts, {len(answers)} lists of answers: give one of each a row"
         )
     language = model._language()
-    visual = model.project(features)
-    rows = [_Row(language, prompt, visual.shape[1], given) for prompt, given in zip(prompts, answers, strict=True)]
+    visual = model._visual(features)
+    each = zip(prompts, visual.counts, answers, strict=True)
+    rows = [_Row(language, prompt, count, given) for prompt, count, given in each]
     longest = max((row.length for row in rows), default=0)
     if longest > language.max_length:
         raise ValueError(f"question and answer take {longest} tokens, the language model holds {language.max_length}")
@@ -65,7 +65,7 @@ def answer_likelihoods(
     found: dict[int, list[float]] = {}
     for start in range(0, len(order), step):
         places = order[start : start + step]
-        values = _score(language, visual[places], [rows[place] for place in places])
+        values = _score(model, visual.in_order(places), [rows[place] for place in places])
         found |= dict(zip(places, values, strict=True))
     return [found[place] for place in range(len(rows))]
 
@@ -79,21 +79,20 @@ class _Row:
         self.length = len(self.prompt) + max(map(len, self.answers), default=0)
 
 
-def _score(language: LanguageModel, visual: Tensor, rows: Sequence[_Row]) -> list[list[float]]:
+def _score(model: VolumeLM, visual: Visual, rows: Sequence[_Row]) -> list[list[float]]:
     """Read the prompts into a cache, lay it out once an answer, and read the answers behind it."""
-    from transformers import DynamicCache
-
-    empty, device = language.tokenizer.pad_token_id, visual.device
+    language, device = model._language(), model.device
+    empty, cache = language.tokenizer.pad_token_id, language.new_cache()
     asked, seen = pad([row.prompt for row in rows], empty, left=True, device=device)
-    cache = DynamicCache(config=language.causal_lm.config.get_text_config())
-    hidden = language.hidden(language.splice(asked, visual), seen, _positions(seen), cache)[:, -1:]
+    with model._injecting(visual, asked):
+        hidden = language.hidden(splice(language, asked, visual), seen, token_positions(seen), cache)[:, -1:]
     owner = torch.tensor([place for place, row in enumerate(rows) for _ in row.answers], device=device)
     cache.reorder_cache(owner)
     told, real = pad([ids for row in rows for ids in row.answers], empty, left=False, device=device)
     # The last token of an answer is only predicted, never read.
     read = torch.cat([seen[owner], real[:, :-1]], dim=1)
     embeds = language.causal_lm.get_input_embeddings()(told[:, :-1])
-    after = language.hidden(embeds, read, _positions(read)[:, seen.shape[1] :], cache)
+    after = language.hidden(embeds, read, token_positions(read)[:, seen.shape[1] :], cache)
     chosen = real.bool()
     logits = language.causal_lm.get_output_embeddings()(torch.cat([hidden[owner], after], dim=1)[chosen])
     if language.logit_transform is not None:
@@ -101,8 +100,3 @@ def _score(language: LanguageModel, visual: Tensor, rows: Sequence[_Row]) -> lis
     values = -F.cross_entropy(logits.float(), told[chosen], reduction="none")
     means = iter(float(part.mean()) for part in values.split(real.sum(dim=1).tolist()))
     return [[next(means) for _ in row.answers] for row in rows]
-
-
-def _positions(attention: Tensor) -> Tensor:
-    """Each row's positions, counted from its first real token."""
-    return (attention.cumsum(dim=1) - 1).clamp_min(0)

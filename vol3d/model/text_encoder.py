@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vol3d.model.interfaces import Features, Part
 from vol3d.model.language import LanguageModel, pad
+from vol3d.model.tokens import token_positions
 from vol3d.model.volume_lm import VolumeLM
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ class PretrainedText(TextEncoder):
 
     The constructor builds the architecture from its configuration, with random weights and without a tokenizer;
     `load` reads both from the Hub or a folder, and `load_state_dict` from a saved model or a checkpoint, where the
-    tokenizer lies among the weights.
+    tokenizer lies among the weights. The weights are float32 whatever they are stored in: steps of a usual learning
+    rate are lost in half precision, and without autocast the head behind it takes float32.
 
     Args:
         config: a transformers configuration as a dictionary.
@@ -162,7 +164,7 @@ class PretrainedText(TextEncoder):
 
         settings = dict(config)
         built = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        self.model: PreTrainedModel = AutoModel.from_config(built)
+        self.model: PreTrainedModel = AutoModel.from_config(built, dtype=torch.float32)
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.max_length = min(max_length, _positions(built))
         self.embed_dim = self.model.get_input_embeddings().embedding_dim
@@ -177,7 +179,8 @@ class PretrainedText(TextEncoder):
         from transformers import AutoModel, AutoTokenizer
 
         try:
-            model, tokenizer = AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+            model = AutoModel.from_pretrained(name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ValueError(
@@ -256,10 +259,7 @@ def language_volume(model: VolumeLM, features: Features, instruction: str) -> Te
 
     Source: VLM2Vec (arXiv:2410.05160).
     """
-    language, visual = _language(model), model.project(features)
-    ids = language.prompt_ids(instruction, visual.shape[1])
-    rows, attention = pad([ids] * len(features), ids[0], left=True, device=visual.device)
-    return language.hidden(language.splice(rows, visual), attention)[:, -1]
+    return model.last_hidden(features, [instruction] * len(features))
 
 
 def language_text(model: VolumeLM, texts: Sequence[str]) -> Tensor:
@@ -269,7 +269,7 @@ def language_text(model: VolumeLM, texts: Sequence[str]) -> Tensor:
     rows = [[*language.encode(text)[:room], language.tokenizer.eos_token_id] for text in texts]
     ids, attention = pad(rows, language.tokenizer.pad_token_id, left=True, device=model.device)
     embeds = language.causal_lm.get_input_embeddings()(ids)
-    return language.hidden(embeds, attention)[:, -1]
+    return language.hidden(embeds, attention, token_positions(attention))[:, -1]
 
 
 def _language(model: VolumeLM) -> LanguageModel:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from vol3d.model.interfaces import Features
-from vol3d.model.language import VOLUME_TOKEN, pad
+from vol3d.model.language import VOLUME_TOKEN
+from vol3d.model.likelihood import visual_rows
 from vol3d.model.volume_lm import VolumeLM
 from vol3d.text.ontology import FINDINGS, KEYS
 from vol3d.text.parser import parse_mentions
@@ -87,19 +88,11 @@ class LanguagePrompt(nn.Module):
         self.project = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dim), nn.GELU(), nn.Linear(dim, dim))
 
     def forward(self, model: VolumeLM, features: Features, phrases: Sequence[Sequence[str]]) -> Tensor:
-        language, visual = model.language, model.project(features)
-        count, tokens = len(phrases[0]), visual.shape[1]
+        count = len(phrases[0])
         prompts = [self.prompt.format(phrase=phrase) for row in phrases for phrase in row]
-        rows = [language.prompt_ids(prompt, tokens) for prompt in prompts]
-        ids, attention = pad(rows, language.tokenizer.pad_token_id, left=True, device=visual.device)
-        embeds = language.splice(ids, visual.repeat_interleave(count, dim=0))
-        seg = self.seg.to(embeds.dtype).expand(len(embeds), 1, -1)
-        attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
-        decoder = language.causal_lm.get_decoder()
-        hidden = decoder(
-            inputs_embeds=torch.cat([embeds, seg], dim=1), attention_mask=attention, use_cache=False
-        ).last_hidden_state
-        return self.project(hidden[:, -1].to(self.seg.dtype)).unflatten(0, (len(phrases), count))
+        each = visual_rows(model, features, [row for row in range(len(phrases)) for _ in range(count)])
+        hidden = model.last_hidden(each, prompts, ending=self.seg)
+        return self.project(hidden.to(self.seg.dtype)).unflatten(0, (len(phrases), count))
 
 
 @lru_cache(maxsize=20_000)

@@ -65,6 +65,11 @@ def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool, device: torch.
     return ids.to(device), attention.to(device)
 
 
+def token_positions(attention_mask: Tensor) -> Tensor:
+    """Each row's positions, counted from its first real token; 0 at the padding before it. Shape: (rows, length)."""
+    return (attention_mask.cumsum(dim=1) - 1).clamp_min(0)
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
     """A byte-level BPE tokenizer trained on the reports; any text round-trips through it.
 

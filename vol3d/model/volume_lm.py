@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vol3d.model.dropping import kept_tokens
@@ -17,7 +18,7 @@ from vol3d.model.interfaces import Encoder, Features, Projector
 from vol3d.model.interleave import Visual, positions_of, prompt_rows, splice, split, take
 from vol3d.model.language import IGNORE, LanguageModel, pad
 from vol3d.model.packing import pack as packed_rows
-from vol3d.model.tokens import Prompt, num_volumes
+from vol3d.model.tokens import Prompt, num_volumes, token_positions
 from vol3d.types import Affines, Volumes
 
 if TYPE_CHECKING:
@@ -90,6 +91,16 @@ class VolumeLM(nn.Module):
             raise ValueError("this model has no projector: it encodes only")
         return self.projector(features) if features.visual is None else features.visual
 
+    def injections(self, features: Features) -> Mapping[int, Tensor]:
+        """What is added to the visual tokens inside the language model: what `features` carries, or the projector's.
+
+        Shape:
+            decoder layer → (batch, visual tokens, language width); empty for a projector that adds nothing.
+        """
+        if features.added is not None:
+            return features.added
+        return self.projector.injections(features) if isinstance(self.projector, Injects) else {}
+
     # --- learning -------------------------------------------------------------------------------------------
 
     def language_loss(
@@ -150,6 +161,26 @@ class VolumeLM(nn.Module):
         with self._injecting(visual, ids):
             return language.loss(embeds, None, packed.labels.to(self.device), packed.position_ids.to(self.device))
 
+    # --- reading --------------------------------------------------------------------------------------------
+
+    def last_hidden(
+        self, features: Features | Sequence[Features], prompts: Sequence[Prompt], *, ending: Tensor | None = None
+    ) -> Tensor:
+        """The language model's last hidden state behind each prompt and its volumes (prompts, language width).
+
+        Args:
+            ending: (language width,), a learnt vector that stands behind each prompt.
+        """
+        language, visual = self._language(), self._visual(features)
+        embeds, attention, positions, input_ids = self._prompts(visual, prompts)
+        if ending is not None:
+            embeds = torch.cat([embeds, ending.to(embeds.dtype).expand(len(embeds), 1, -1)], dim=1)
+            positions = torch.cat([positions, positions[:, -1:] + 1], dim=1)
+            attention = F.pad(attention, (0, 1), value=1)
+            input_ids = F.pad(input_ids, (0, 1), value=language.tokenizer.pad_token_id)
+        with self._injecting(visual, input_ids):
+            return language.hidden(embeds, attention, positions)[:, -1]
+
     # --- writing --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -167,7 +198,8 @@ class VolumeLM(nn.Module):
         Args:
             keep: share (float) or number (int) of each volume's visual tokens the language model sees; what it sees
                 keeps its position (`vol3d.model.dropping`).
-            options: stop="###"; num_beams, do_sample, temperature, streamer … as in transformers.
+            options: stop="###"; num_beams, do_sample, temperature, repetition_penalty, streamer … as in transformers,
+                whose defaults hold for the rest: the language model's own generation_config is left out.
         """
         return self._write(self._visual(features, keep), prompts, max_new_tokens, **options)
 
@@ -248,7 +280,7 @@ class VolumeLM(nn.Module):
         """The answers to prompts whose first `shared` tokens lie in `cache`, each volume's prompts together."""
         language = self._language()
         ids, attention = pad(endings, language.tokenizer.pad_token_id, left=True, device=self.device)
-        places = (attention.cumsum(dim=1) - 1).clamp_min(0) + after
+        places = token_positions(attention) + after
         full = torch.cat([attention.new_ones(len(ids), shared), attention], dim=1)
         room = min(max_new_tokens, self._room(places, attention))
         embeds = language.causal_lm.get_input_embeddings()(ids)
@@ -277,8 +309,7 @@ class VolumeLM(nn.Module):
         groups = [features] if isinstance(features, Features) else list(features)
         found = Visual([], {}, None, [])
         for group in groups:
-            tokens = self.project(group)
-            added = self.projector.injections(group) if isinstance(self.projector, Injects) else {}
+            tokens, added = self.project(group), self.injections(group)
             found.sizes += [tokens.shape[1]] * len(tokens)
             if keep != 1.0 or isinstance(keep, int):
                 kept = kept_tokens(group, tokens, keep, self.projector)
