@@ -45,10 +45,11 @@ def model_card(trainer: lightning.Trainer, module: Any, recipe: str) -> str:
         for (name, stage), length in zip(module.stages.items(), module.schedule.lengths, strict=True)
     )
     losses = {name: float(value) for name, value in trainer.callback_metrics.items() if name.endswith("loss")}
+    source = "in memory" if data.manifest.path is None else f"`{data.manifest.path.name}`"
     origin = "" if module.base is None else f" Fine-tuned from `{module.base}`."
     return (
         f"# vol3d model\n\nRecipe: {recipe or 'not named'}. Steps: {trainer.global_step}.{origin}\n\n"
-        f"## Data\n\nManifest `{data.manifest.path.name}`, {len(data.manifest.split('train'))} training studies, "
+        f"## Data\n\nManifest {source}, {len(data.manifest.split('train'))} training studies, "
         f"grid `{data.grid.name}`.\n\n"
         f"## Training\n\n{stages}\n\nLast losses: {json.dumps(losses)}\n\n"
         "## Limits\n\nFor research only. Not a medical device; not validated for any clinical use.\n"
