@@ -1,9 +1,11 @@
-"""What a run leaves behind besides its checkpoints: the saved model, predictions, and a log of the losses."""
+"""What a run leaves behind besides its own checkpoints: those of the run before, the saved model, predictions."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,33 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from vol3d.data.shards import merge_predictions
 from vol3d.training.sharding import whole
+
+log = logging.getLogger(__name__)
+
+
+class FormerCheckpoints(lightning.Callback):
+    """Moves the checkpoints of an earlier run aside when another begins in its folder, before the first step.
+
+    `RUN/checkpoints` then holds those of one run, so that `--ckpt_path last` goes on from no other, and none is lost:
+    the earlier ones are kept as `RUN/checkpoints-1` (2, 3 …). A run that is resumed keeps its own.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        found = self.folder / "checkpoints"
+        anew = trainer.ckpt_path is None and not trainer.fast_dev_run
+        if not anew or not trainer.is_global_zero or not found.is_dir():
+            return
+        kept = next(path for n in count(1) if not (path := self.folder / f"checkpoints-{n}").exists())
+        found.rename(kept)
+        log.warning(
+            "%s: checkpoints of the run before; to go on with that one, --ckpt_path %s", kept, kept / "last.ckpt"
+        )
 
 
 class SaveModel(lightning.Callback):
