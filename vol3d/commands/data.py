@@ -17,7 +17,7 @@ def _phantom_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--studies", type=int, required=True, metavar="N")
     verb.add_argument("--seed", type=int, default=0, metavar="S")
     verb.add_argument("--shape", type=int, nargs=3, default=(160, 160, 128), metavar=("X", "Y", "Z"))
-    verb.add_argument("--findings", nargs="+", metavar="NAME", help="only these may occur (default: all 24)")
+    verb.add_argument("--findings", action="extend", nargs="+", metavar="NAME", help="only these (default: all 24)")
     verb.add_argument("--prevalence", type=float, metavar="P", help="of each finding (default: its own)")
     verb.add_argument("--twins", type=int, default=0, metavar="N", help="pairs that differ in one finding")
     verb.add_argument("--workers", type=int, default=1, metavar="N")
@@ -66,7 +66,7 @@ def _prepare_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--shard", metavar="I/N", help="only the I-th of N shards, from 0 (default: a SLURM array's)")
     verb.add_argument("--workers", type=int, default=1, metavar="N")
     verb.add_argument("--batch-size", type=int, default=8, metavar="N", help="studies encoded at once (default: 8)")
-    verb.add_argument("--compression", choices=["blosc2"], help="half the disk, more time to read")
+    verb.add_argument("--compression", choices=["blosc2"], help="of volumes: half the disk, more time to read")
     add_device(verb)
 
 
@@ -110,6 +110,7 @@ def _features(arguments: argparse.Namespace, shard: tuple[int, int] | None) -> F
         batch_size=arguments.batch_size,
         workers=arguments.workers,
         device=arguments.device,
+        compression=arguments.compression,
         progress=True,
     )
 
