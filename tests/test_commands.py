@@ -4,10 +4,12 @@ import argparse
 from pathlib import Path
 
 import pytest
+from toy_models import Says, toy
 
 import vol3d
 from vol3d import cli
 from vol3d.cli import main
+from vol3d.evaluation.run import evaluate
 from vol3d.model.pretrained import save
 from vol3d.model.volume_lm import VolumeLM
 from vol3d.volume.grid import Grid
@@ -45,3 +47,19 @@ def test_features_are_prepared_beside_compressed_volumes(tmp_path: Path) -> None
         assert len(entries) == 2
         sizes[name] = sum(path.stat().st_size for path in entries)
     assert sizes["packed"] < sizes["plain"]
+
+
+def test_what_an_evaluation_cannot_give_is_refused_before_a_volume_is_shown(tmp_path: Path) -> None:
+    model, manifest = toy(Says())
+    model.predict = None
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/predictions.jsonl").write_text('{"study": "nobody", "report": "x"}\n')
+    for asked, said in (
+        ({"probes": ["blnk"]}, "unknown probes blnk: choose from blank, "),
+        ({"by": ["sexx"]}, r"studies has meta\.sexx; there is "),
+        ({"base": tmp_path / "nothing"}, "nothing"),
+        ({"base": tmp_path / "other"}, r"other has predicted none of these \d+ studies"),
+    ):
+        with pytest.raises((ValueError, OSError), match=said):
+            evaluate(model, manifest, out=tmp_path / "out", replicates=20, **asked)
+    assert not (tmp_path / "out").exists()
