@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -147,6 +148,10 @@ def test_predictions_are_made_of_one_part(tmp_path: Path) -> None:
     assert [len(part) for part in parts] == [2, 2, 1, 1]
     assert len({study.study for part in parts for study in part.manifest}) == 6
     assert len(vol3d.VolumeData(manifest, "merlin", shard="0/4").dataset("test")) == 6
+    assert len(vol3d.VolumeData(manifest, "merlin", shard="6/7").dataset("predict")) == 0
+    train = Manifest(replace(study, split="train") for study in Manifest.read(manifest))
+    with pytest.raises(ValueError, match="no study of the split 'predict'"):
+        vol3d.VolumeData(train, "merlin", shard="0/4").dataset("predict")
     with pytest.raises(ValueError, match="shard 4 of 4"):
         vol3d.VolumeData(manifest, "merlin", shard="4/4")
 

@@ -87,6 +87,12 @@ def test_a_second_run_in_a_folder_has_its_own_checkpoints(recipe: Path, tmp_path
     assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=False)["global_step"] == 4
 
 
+def test_a_shard_without_a_study_leaves_no_predictions(recipe: Path, tmp_path: Path) -> None:
+    for shard, count in (("0/2", 1), ("1/2", 0)):
+        run(["predict", "--config", str(recipe), f"--run={tmp_path / shard[0]}", f"--data.shard={shard}"])
+        assert len((tmp_path / shard[0] / "predictions.jsonl").read_text().splitlines()) == count
+
+
 def test_a_recipe_that_cannot_be_read_is_told_by_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--config", "no_such.yaml", "--gpu", "24"]) == 2
     assert "no_such.yaml: " in (said := capsys.readouterr().err)

@@ -89,7 +89,7 @@ class PredictionWriter(BasePredictionWriter):
     """Writes `RUN/predictions.jsonl`, one line a study, while `vol3d predict` runs.
 
     Several processes write a file each, which the first of them joins at the end: each study once, in the order of
-    the manifest. They must share the run's folder.
+    the manifest. They must share the run's folder. A shard without a study leaves an empty file.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -116,6 +116,11 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         with self._own(trainer, trainer.global_rank).open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in prediction)
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        if stage == "predict" and trainer.predict_loop.skip and trainer.is_global_zero:  # no other hook was called
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("", encoding="utf-8")
 
     def on_predict_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if trainer.world_size == 1:
