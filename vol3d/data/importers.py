@@ -18,6 +18,7 @@ import numpy as np
 
 from vol3d.data.excel import read_excel
 from vol3d.data.fields import check_row, forget_folders
+from vol3d.data.formats import open_table
 from vol3d.data.manifest import Manifest
 from vol3d.data.study import Study
 
@@ -357,8 +358,5 @@ def _table(path: Path) -> Iterator[Row]:
     if path.suffix == ".xlsx":
         yield from read_excel(path)
         return
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-        file.seek(0)
-        delimiter = max(",;\t", key=header.count)
+    with open_table(path) as (file, delimiter):
         yield from csv.DictReader(file, delimiter=delimiter)
