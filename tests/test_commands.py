@@ -1,14 +1,20 @@
 """The verbs' options: each does what it says, and what is asked for in vain is refused before any work."""
 
 import argparse
+import io
+import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from toy_models import Says, toy
 
 import vol3d
 from vol3d import cli
 from vol3d.cli import main
+from vol3d.commands.command import Command
 from vol3d.evaluation.run import evaluate
 from vol3d.model.pretrained import save
 from vol3d.model.volume_lm import VolumeLM
@@ -63,3 +69,40 @@ def test_what_an_evaluation_cannot_give_is_refused_before_a_volume_is_shown(tmp_
         with pytest.raises((ValueError, OSError), match=said):
             evaluate(model, manifest, out=tmp_path / "out", replicates=20, **asked)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("report model ct.nii.gz", "another GPU (--device cuda:1) or --device cpu"),
+        ("embed model m.jsonl -o index", "a smaller --batch-size, another GPU (--device cuda:1) or --device cpu"),
+        ("info", None),
+    ],
+)
+def test_memory_that_does_not_suffice_names_only_what_the_verb_has(
+    argv: str, said: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
+
+    verb = argv.split()[0]
+    monkeypatch.delenv("VOL3D_DEBUG", raising=False)
+    monkeypatch.setitem(cli.COMMANDS, verb, Command("", "", cli.COMMANDS[verb].arguments, full))
+    assert main(argv.split()) == 2
+    assert capsys.readouterr().err == f"vol3d: CUDA out of memory{f': give {said}' if said else ''}\n"
+
+
+def test_output_that_cannot_hold_every_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", shown)
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    assert left.value.code == 0
+    monkeypatch.setitem(
+        cli.COMMANDS, "info", Command("", "", lambda _: None, lambda _: SimpleNamespace(text="−1", code=0))
+    )
+    assert main(["info"]) == 0
+    shown.flush()
+    text = shown.buffer.getvalue().decode("latin-1")
+    assert re.search(r"phantoms \? train", text)
+    assert text.endswith("?1\n")
