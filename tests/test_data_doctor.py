@@ -49,6 +49,12 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Pat
     return path
 
 
+def test_a_manifest_without_a_study_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m.jsonl").write_text("\n")
+    assert main(["doctor", str(tmp_path / "m.jsonl")]) == 1
+    assert "error   manifest            (all): has no study that can be used" in capsys.readouterr().out
+
+
 def dataset(folder: Path) -> list[Study]:
     studies = []
     for number, name in enumerate(NAMES):

@@ -71,6 +71,23 @@ def test_written_then_read_is_the_same(folder: Path, suffix: str) -> None:
     assert [study.image for study in elsewhere] == [study.image for study in manifest]
 
 
+def test_csv_of_a_european_spreadsheet(folder: Path) -> None:
+    path = folder / "data.csv"
+    rows = 'study;image;report;codes;code_system\na;ct/a.nii.gz;Ödem, links;"[""J90""]";icd10cm\n'
+    path.write_text(rows, encoding="utf-8-sig")
+    (read,) = Manifest.read(path)
+    assert (read.report, read.codes) == ("Ödem, links", ["J90"])
+    path.write_text("study;image\na;ct/a.nii.gz;more\n")
+    with pytest.raises(ValueError, match="more cells than the header has names: quote cells that hold a semicolon"):
+        Manifest.read(path)
+    for encoding in ("cp1252", "utf-16"):
+        path.write_bytes(rows.encode(encoding))
+        with pytest.raises(ValueError, match=r"data\.csv is not UTF-8: save it as UTF-8 \(in Excel: CSV UTF-8\)"):
+            Manifest.read(path)
+        with pytest.raises(ValueError, match=r"data\.csv is not UTF-8"):
+            Manifest.from_csv(path, {"study": "study", "image": "image"})
+
+
 def test_csv_of_a_spreadsheet(folder: Path) -> None:
     path = folder / "data.csv"
     path.write_bytes('\ufeffstudy,image,codes,code_system,meta\n001,ct/a.nii.gz,"[""J90""]",icd10cm,\n'.encode())

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import vol3d
 from vol3d.cli import main
 from vol3d.data.cache import VolumeCache
 from vol3d.data.manifest import Manifest
-from vol3d.data.shards import merge_predictions, missing, parse_shard, shard, shard_of_job, write_shards
+from vol3d.data.shards import merge_predictions, missing, parse_shard, shard, shard_of_file, shard_of_job, write_shards
 from vol3d.data.study import Study
 from vol3d.on_ray import on_ray
 from vol3d.volume.grid import Grid
@@ -79,6 +80,28 @@ def test_an_array_of_jobs_fills_one_cache(tmp_path: Path, capsys: pytest.Capture
     assert bad["study"] in Path(str(second["failures"])).read_text(), "another shard's success takes no list away"
 
 
+def test_a_file_that_is_a_shard_is_taken_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An array of jobs, each with its own file of `write_shards`: together all studies, and a list of failures each."""
+    manifest = vol3d.phantom.write(tmp_path / "phantoms", studies=4, seed=1, shape=(32, 32, 16))
+    files = write_shards(manifest, tmp_path / "shards", 2)
+    for path in files:
+        assert shard(Manifest.read(path), *shard_of_file(path)).studies == Manifest.read(path).studies
+    (Path(Manifest.read(files[0])[0].image)).write_bytes(b"no image")
+    grid = Grid(name="small", spacing=(26.0, 26.0, 26.0), shape=(16, 16, 8))
+    grid.save(tmp_path / "grid.json")
+    options = ["--grid", str(tmp_path / "grid.json"), "--cache", str(tmp_path / "cache"), "--workers", "0"]
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    for index, said in enumerate(["shard 0/2: 2 studies: 1 made, 0 were ready, 1 failed", "shard 1/2: 2 studies: 2 m"]):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(index))
+        assert main(["prepare", str(files[index]), *options]) == 1 - index
+        assert capsys.readouterr().out.startswith(said)
+    assert main(["prepare", str(files[1]), *options, "--shard", "1/3"]) == 0
+    assert capsys.readouterr().out.startswith("shard 1/3: 1 studies: 0 made, 1 were ready")
+    assert [path.name for path in (tmp_path / "cache").rglob("failures*")] == ["failures-0000-of-0002.jsonl"]
+
+
 def prepare_small(index: int, manifest: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
     options = ["--grid", str(folder / "grid.json"), "--cache", str(folder / "cache"), "--workers", "0"]
     main(["prepare", str(manifest), *options, "--shard", f"{index}/2", "--json"])
@@ -125,6 +148,10 @@ def test_predictions_are_made_of_one_part(tmp_path: Path) -> None:
     assert [len(part) for part in parts] == [2, 2, 1, 1]
     assert len({study.study for part in parts for study in part.manifest}) == 6
     assert len(vol3d.VolumeData(manifest, "merlin", shard="0/4").dataset("test")) == 6
+    assert len(vol3d.VolumeData(manifest, "merlin", shard="6/7").dataset("predict")) == 0
+    train = Manifest(replace(study, split="train") for study in Manifest.read(manifest))
+    with pytest.raises(ValueError, match="no study of the split 'predict'"):
+        vol3d.VolumeData(train, "merlin", shard="0/4").dataset("predict")
     with pytest.raises(ValueError, match="shard 4 of 4"):
         vol3d.VolumeData(manifest, "merlin", shard="4/4")
 

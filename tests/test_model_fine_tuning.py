@@ -51,6 +51,19 @@ def test_every_part_begins_with_the_bases_weights_and_the_language_with_its_word
     assert got.model.language.tokenizer.get_vocab() == model.language.tokenizer.get_vocab()
 
 
+def test_a_manifest_in_memory_leaves_a_model(tmp_path: Path) -> None:
+    rows = vol3d.Manifest.read(vol3d.phantom.write(tmp_path / "data", studies=2, shape=(32, 32, 16)))
+    table = tmp_path / "ct.csv"
+    lines = [f"{s.study},{s.image},train,Normal.\n" for s in rows]
+    table.write_text("id,file,set,text\n" + "".join(lines), encoding="utf-8")
+    columns = {"study": "id", "image": "file", "split": "set", "report": "text"}
+    manifest = vol3d.Manifest.from_csv(table, columns)
+    module, data = world.module(stages={"speak": world.SPEAK}), vol3d.VolumeData(manifest, GRID, batch_size=2)
+    world.trainer(1, tmp_path, callbacks=[SaveModel(tmp_path / "run")]).fit(module, data)
+    assert vol3d.load(tmp_path / "run/model").report(rows[0].image) is not None
+    assert "Manifest in memory, 2 training studies" in (tmp_path / "run/model/card.md").read_text()
+
+
 def test_a_run_from_a_base_learns_and_its_model_names_the_base(base: Path, tmp_path: Path) -> None:
     module = world.module(base=str(base), stages={"speak": world.SPEAK})
     losses, data = world.Losses(), world.World([world.study(number) for number in range(16)])

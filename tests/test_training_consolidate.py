@@ -65,6 +65,34 @@ def test_a_checkpoint_gives_the_model_folder_the_run_left(
     assert json.loads(capsys.readouterr().out)["stages"][0]["batch_size"] == 2
 
 
+def test_a_second_run_in_a_folder_has_its_own_checkpoints(recipe: Path, tmp_path: Path) -> None:
+    fit = ["fit", "--config", str(recipe), f"--run={tmp_path}"]
+    run([*fit, "--trainer.max_steps=3"])
+    first = (tmp_path / "checkpoints/last.ckpt").read_bytes()
+    run([*fit, "--trainer.fast_dev_run=true"])
+    assert (tmp_path / "checkpoints/last.ckpt").read_bytes() == first, "a trial run moves nothing"
+    run([*fit, "--trainer.max_steps=2", "--seed_everything=1"])
+    assert (tmp_path / "checkpoints-1/last.ckpt").read_bytes() == first
+    assert [torch.load(path, weights_only=False)["global_step"] for path in (tmp_path / "checkpoints").iterdir()] == [
+        2,
+        2,
+    ]
+    made = consolidate(tmp_path / "checkpoints/last.ckpt", None, tmp_path / "made")
+    assert (made / "model.safetensors").read_bytes() == (tmp_path / "model/model.safetensors").read_bytes()
+    # Resumed from another than the last, the last is written over and nothing is moved.
+    (other,) = (tmp_path / "checkpoints-1").glob("*step=3.ckpt")
+    run([*fit, "--trainer.max_steps=4", f"--ckpt_path={other}"])
+    assert sorted(path.name for path in tmp_path.glob("checkpoints*")) == ["checkpoints", "checkpoints-1"]
+    assert not list(tmp_path.rglob("last-*"))
+    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=False)["global_step"] == 4
+
+
+def test_a_shard_without_a_study_leaves_no_predictions(recipe: Path, tmp_path: Path) -> None:
+    for shard, count in (("0/2", 1), ("1/2", 0)):
+        run(["predict", "--config", str(recipe), f"--run={tmp_path / shard[0]}", f"--data.shard={shard}"])
+        assert len((tmp_path / shard[0] / "predictions.jsonl").read_text().splitlines()) == count
+
+
 def test_a_recipe_that_cannot_be_read_is_told_by_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--config", "no_such.yaml", "--gpu", "24"]) == 2
     assert "no_such.yaml: " in (said := capsys.readouterr().err)

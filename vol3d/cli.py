@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Collection, Sequence
+from typing import Any, NoReturn
 
 from vol3d import __version__
 from vol3d.commands import data, evaluation, inference, training
@@ -20,7 +21,11 @@ LIGHTNING = {
     "predict": "write predictions.jsonl for the test split",
 }
 REFUSED, INTERRUPTED = 2, 130
-
+OUT_OF_MEMORY = {
+    "batch_size": "a smaller --batch-size",
+    "device": "another GPU (--device cuda:1) or --device cpu",
+}
+"""What helps when memory does not suffice, by the option that a verb has for it."""
 
 COMMANDS: dict[str, Command] = {
     **training.COMMANDS,
@@ -34,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (0 done, 1 something found wrong, 2 refused, 130 interrupted)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     _expect_warnings()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that has no "→" shows "?"
+    options: dict[str, Any] = {}
     try:
         if argv and argv[0] in LIGHTNING:
             from vol3d.training.cli import run
@@ -41,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run(argv)
             return 0
         arguments = _parser().parse_args(argv)
+        options = vars(arguments)
         result = COMMANDS[arguments.command].run(arguments)
         sys.stdout.write((json.dumps(result.data) if arguments.json else result.text) + "\n")
         return result.code
@@ -58,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("VOL3D_DEBUG") == "1":
             raise
-        sys.stderr.write(f"vol3d: {_one_line(error)}\n")
+        sys.stderr.write(f"vol3d: {_one_line(error, options)}\n")
         return REFUSED
 
 
@@ -74,12 +83,14 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} (see `{self.prog} --help`)")
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, options: Collection[str]) -> str:
+    """What went wrong, and a way out by the options that the verb has."""
     message = " ".join(str(error).split()) or "no message"
     if isinstance(error, (ValueError, OSError, ImportError)):
         return message
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be imported
-        return f"{message.split('. ')[0]}: give a smaller --batch-size, another GPU (--device cuda:1) or --device cpu"
+        remedies = ", ".join(remedy for option, remedy in OUT_OF_MEMORY.items() if option in options)
+        return message.split(". ")[0] + (f": give {remedies}" if remedies else "")
     return f"{type(error).__name__}: {message} (this may be a bug; VOL3D_DEBUG=1 shows where)"
 
 

@@ -17,7 +17,7 @@ def _phantom_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--studies", type=int, required=True, metavar="N")
     verb.add_argument("--seed", type=int, default=0, metavar="S")
     verb.add_argument("--shape", type=int, nargs=3, default=(160, 160, 128), metavar=("X", "Y", "Z"))
-    verb.add_argument("--findings", nargs="+", metavar="NAME", help="only these may occur (default: all 24)")
+    verb.add_argument("--findings", action="extend", nargs="+", metavar="NAME", help="only these (default: all 24)")
     verb.add_argument("--prevalence", type=float, metavar="P", help="of each finding (default: its own)")
     verb.add_argument("--twins", type=int, default=0, metavar="N", help="pairs that differ in one finding")
     verb.add_argument("--workers", type=int, default=1, metavar="N")
@@ -63,23 +63,25 @@ def _prepare_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--grid", metavar="NAME", help="a preset's name, or a grid.json")
     verb.add_argument("--features", metavar="MODEL_OR_RECIPE", help="encode with its frozen encoder, on its own grid")
     verb.add_argument("--cache", required=True, metavar="DIR")
-    verb.add_argument("--shard", metavar="I/N", help="only the I-th of N shards (from 0); default: of a SLURM array")
+    verb.add_argument("--shard", metavar="I/N", help="only the I-th of N shards, from 0 (default: a SLURM array's)")
     verb.add_argument("--workers", type=int, default=1, metavar="N")
     verb.add_argument("--batch-size", type=int, default=8, metavar="N", help="studies encoded at once (default: 8)")
-    verb.add_argument("--compression", choices=["blosc2"], help="half the disk, more time to read")
+    verb.add_argument("--compression", choices=["blosc2"], help="of volumes: half the disk, more time to read")
     add_device(verb)
 
 
 def _prepare(arguments: argparse.Namespace) -> Result:
-    from vol3d.data.shards import parse_shard, shard_of_job
+    from vol3d.data.shards import parse_shard, shard_of_file, shard_of_job
 
     if (arguments.grid is None) == (arguments.features is None):
         raise ValueError("prepare takes one of --grid (volumes) and --features (volumes and what an encoder makes)")
-    shard = shard_of_job() if arguments.shard is None else parse_shard(arguments.shard)
+    given = None if arguments.shard is None else parse_shard(arguments.shard)
+    shard = given or shard_of_file(arguments.manifest) or shard_of_job()
     report = _volumes(arguments, shard) if arguments.features is None else _features(arguments, shard)
     data = {**asdict(report), "failures": None if report.failures is None else str(report.failures)}
     data["shard"] = None if shard is None else f"{shard[0]}/{shard[1]}"
-    text = f"{report.studies} studies: {report.made} made, {report.ready} were ready, {report.failed} failed"
+    text = "" if shard is None else f"shard {data['shard']}: "
+    text += f"{report.studies} studies: {report.made} made, {report.ready} were ready, {report.failed} failed"
     if report.failures is not None:
         text += f", see {report.failures}"
     return Result(data, f"{text}; {report.seconds:.1f} s", code=1 if report.failed else 0)
@@ -108,6 +110,7 @@ def _features(arguments: argparse.Namespace, shard: tuple[int, int] | None) -> F
         batch_size=arguments.batch_size,
         workers=arguments.workers,
         device=arguments.device,
+        compression=arguments.compression,
         progress=True,
     )
 

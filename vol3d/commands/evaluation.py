@@ -24,6 +24,7 @@ def _evaluate_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--overwrite", action="store_true", help="throw away predictions made otherwise in --out")
     verb.add_argument(
         "--probes",
+        action="extend",
         nargs="*",
         default=None,
         metavar="NAME",

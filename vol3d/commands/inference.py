@@ -48,7 +48,7 @@ def _report(arguments: argparse.Namespace) -> Result:
 def _ask_arguments(verb: argparse.ArgumentParser) -> None:
     _of_image(verb)
     verb.add_argument("question", metavar="QUESTION")
-    verb.add_argument("--choices", nargs="+", metavar="CHOICE", help="answer with one of these")
+    verb.add_argument("--choices", action="extend", nargs="+", metavar="CHOICE", help="answer with one of these")
 
 
 def _ask(arguments: argparse.Namespace) -> Result:

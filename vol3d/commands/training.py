@@ -93,7 +93,12 @@ def _plan_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--gpu", type=float, required=True, metavar="GB", help="memory of the card in GB")
     verb.add_argument("--tflops", type=float, help="its dense bf16 peak (default: of a common card of this size)")
     verb.add_argument(
-        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="options of the recipe: data.batch_size=4"
+        "--set",
+        action="extend",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="options of the recipe: data.batch_size=4",
     )
 
 

@@ -240,11 +240,13 @@ class VolumeData(LightningDataModule):
         """The studies of "train", "val", "test" or "predict" (test, or all studies when none has a split), from
         `manifest` or one of the others."""
         if (name, split) not in self._datasets:
-            studies = self._studies(split, name)[: self.limit]
+            studies = self._studies(split, name)
             if not len(studies):
                 raise ValueError(f"no study of the split {split!r} in {self._read(name)!r}: add a split to its rows")
+            if split == "predict" and self.shard is not None:
+                studies = part_of(studies, *self.shard)  # empty where there are more shards than patients
             self._datasets[name, split] = VolumeDataset(
-                studies,
+                studies[: self.limit],
                 self.grid,
                 self.cache,
                 in_memory=self.in_memory,
@@ -257,8 +259,7 @@ class VolumeData(LightningDataModule):
         manifest = self._read(name)
         if split != "predict":
             return manifest.split(split)
-        chosen = manifest if all(study.split is None for study in manifest) else manifest.split("test")
-        return chosen if self.shard is None else part_of(chosen, *self.shard)
+        return manifest if all(study.split is None for study in manifest) else manifest.split("test")
 
     def train_dataloader(self) -> ResumableLoader:
         self.reading = self._wanted()

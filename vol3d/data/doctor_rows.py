@@ -196,6 +196,9 @@ def check_paths(manifest: Manifest, probes: dict[str, Probe]) -> Iterator[Note]:
 
 def check_counts(manifest: Manifest, probes: dict[str, Probe]) -> Iterator[Note]:
     """How often each class occurs in each split, and classes that a split lacks."""
+    if not len(manifest):
+        yield Note("", "", "manifest", "error", "has no study that can be used: write one a row")
+        return
     splits = [name for name in SPLITS if len(manifest.split(name))]
     if not splits:
         yield Note("", "", "splits", "warning", "no study has a split: give each row train, val or test")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from vol3d.data.fields import CHECKS, STRUCTURED
 from vol3d.volume.atomic import PART, atomic
@@ -36,19 +36,35 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    for number, cells in csv_cells(path, "\t" if path.suffix == ".tsv" else ","):
+    for number, cells in csv_cells(path):
         yield number, cells if isinstance(cells, str) else decode_cells(cells)
 
 
-def csv_cells(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def csv_cells(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Rows whose cells are text as they stand there; a row with too many is told, not cut."""
-    mark = {",": "comma", ";": "semicolon", "\t": "tab"}[delimiter]
-    with path.open(encoding="utf-8-sig", newline="") as file, _long_cells():
+    with open_table(path) as (file, delimiter), _long_cells():
+        mark = {",": "comma", ";": "semicolon", "\t": "tab"}[delimiter]
         for number, cells in enumerate(csv.DictReader(file, delimiter=delimiter), start=2):
             if None in cells:
                 yield number, f"has more cells than the header has names: quote cells that hold a {mark}"
             else:
                 yield number, cells
+
+
+@contextmanager
+def open_table(path: Path) -> Iterator[tuple[TextIO, str]]:
+    """The text of a .csv or .tsv, and what parts its cells: comma, semicolon (Excel in much of Europe) or tab.
+
+    Raises:
+        ValueError: the text is not UTF-8.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+            file.seek(0)
+            yield file, "\t" if path.suffix == ".tsv" else max(",;\t", key=header.count)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is not UTF-8: save it as UTF-8 (in Excel: CSV UTF-8)") from error
 
 
 @contextmanager

@@ -40,12 +40,15 @@ def shard(manifest: Manifest, index: int, count: int) -> Manifest:
     """The studies of every `count`-th patient, beginning with patient `index`.
 
     Patients are dealt in the order of the manifest, so that shards differ by at most one patient, a patient's exams
-    stay together, and rows added at the end move no earlier study. A shard beyond the last patient is empty.
+    stay together, and rows added at the end move no earlier study. A shard beyond the last patient is empty. A file
+    that `write_shards` made for these numbers is that shard already and is not cut again.
 
     Raises:
         ValueError: an index that is not below the count.
     """
     _check(index, count)
+    if manifest.path is not None and shard_of_file(manifest.path) == (index, count):
+        return manifest
     chosen = set(manifest.patients[index::count])
     return Manifest((study for study in manifest if study.patient in chosen), manifest.path)
 
@@ -64,6 +67,12 @@ def write_shards(manifest: Manifest | str | Path, folder: str | Path, count: int
         shard(manifest, index, count).write(Path(folder) / f"shard-{index:04d}-of-{count:04d}.jsonl")
         for index in range(count)
     ]
+
+
+def shard_of_file(path: str | Path) -> tuple[int, int] | None:
+    """(3, 16) of "shard-0003-of-0016.jsonl", None of a file that `write_shards` did not name."""
+    found = re.fullmatch(r"shard-(\d{4,})-of-(\d{4,})\.jsonl", Path(path).name)
+    return None if found is None else (int(found[1]), int(found[2]))
 
 
 def merge_predictions(

@@ -50,6 +50,4 @@ def numbered(path: Path) -> Iterator[tuple[int, Row | str]]:
     if path.suffix == ".xlsx":
         yield from enumerate(read_excel(path), start=2)
         return
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-    yield from csv_cells(path, max(",;\t", key=header.count))
+    yield from csv_cells(path)

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vol3d.evaluation.headline import headline_of, is_score
 from vol3d.evaluation.intervals import undefined
 from vol3d.model.interfaces import Evidence, Task
 
+if TYPE_CHECKING:
+    from vol3d.data.study import Study
+
 BANDS = 4
 """A number (age) with more different values than this is cut into its quarters."""
+
+
+def check_fields(studies: Sequence[Study], by: Sequence[str]) -> None:
+    """Refuse fields of `meta` that no study has.
+
+    Raises:
+        ValueError: naming the field, and those that there are.
+    """
+    for field in by:
+        if all(study.meta.get(field) is None for study in studies):
+            known = ", ".join(sorted({name for study in studies for name in study.meta})) or "no field at all"
+            raise ValueError(f"none of {len(studies)} studies has meta.{field}; there is {known}")
 
 
 def score_groups(
@@ -32,11 +47,9 @@ def score_groups(
     """
     studies = evidence.studies
     result: dict[str, Any] = {}
+    check_fields(studies, by)
     for field in by:
         values = [study.meta.get(field) for study in studies]
-        if all(value is None for value in values):
-            known = ", ".join(sorted({name for study in studies for name in study.meta})) or "no field at all"
-            raise ValueError(f"none of {len(studies)} studies has meta.{field}; there is {known}")
         groups = _bands(values)
         # One scoring a group and task gives all of its blocks.
         scored: dict[tuple[int, ...], dict[str, Any]] = {}

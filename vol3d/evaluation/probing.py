@@ -73,9 +73,7 @@ def run_probes(
     Raises:
         ValueError: an unknown probe.
     """
-    names = PROBES if names is None else tuple(names)
-    if unknown := sorted(set(names) - set(PROBES)):
-        raise ValueError(f"unknown probes {', '.join(unknown)}: choose from {', '.join(PROBES)}")
+    names = chosen(names)
     order = np.random.default_rng(evidence.seed).permutation(len(evidence.studies))[:MOST]
     some = replace(evidence, studies=[evidence.studies[place] for place in sorted(order)])
     judges = {task.kind: judge for task in tasks if (judge := judge_of(task, some)) is not None}
@@ -91,6 +89,18 @@ def run_probes(
             continue
         result[task.kind] = block | _verdicts(block) | {"definitions": DEFINITIONS}
     return result
+
+
+def chosen(names: Collection[str] | None) -> tuple[str, ...]:
+    """The probes of these names; None for all.
+
+    Raises:
+        ValueError: an unknown probe.
+    """
+    names = PROBES if names is None else tuple(names)
+    if unknown := sorted(set(names) - set(PROBES)):
+        raise ValueError(f"unknown probes {', '.join(unknown)}: choose from {', '.join(PROBES)}")
+    return names
 
 
 class _Shows:

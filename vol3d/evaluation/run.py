@@ -76,9 +76,9 @@ def evaluate(
     from vol3d.evaluation.abstention import abstention
     from vol3d.evaluation.against_base import against_base
     from vol3d.evaluation.curves import curves_of
-    from vol3d.evaluation.groups import score_groups
+    from vol3d.evaluation.groups import check_fields, score_groups
     from vol3d.evaluation.leakage import check_leakage, looks
-    from vol3d.evaluation.probing import run_probes
+    from vol3d.evaluation.probing import chosen, run_probes
     from vol3d.evaluation.twins import twins_of
     from vol3d.model.inference import TrainedModel, load
 
@@ -89,6 +89,11 @@ def evaluate(
     studies = list(whole if split is None else whole.split(split))
     scored = [study for study in studies if "twin_of" not in study.meta]
     judged = _judged(trained, scored)
+    # What else was asked for is refused before a volume is shown.
+    probed = chosen(None if probes is True else probes) if probes else ()
+    check_fields(scored, by)
+    if base is not None and not read_predictions(base).keys() & {study.study for study in scored}:
+        raise ValueError(f"{base} has predicted none of these {len(scored)} studies: give an evaluation of the same")
     validation = _validation(judged, whole, studies)
     leakage = check_leakage(whole, looks=looks(whole, progress=progress) if duplicates else None)
     out = Path(out)
@@ -127,9 +132,8 @@ def evaluate(
         "faithfulness": twins_of([s for s in studies if s.study in rows], rows, replicates, seed),
         "leakage": leakage,
     }
-    if probes:
-        names = None if probes is True else list(probes)
-        result["faithfulness"] |= run_probes(judged, evidence, tasks, look, names)
+    if probed:
+        result["faithfulness"] |= run_probes(judged, evidence, tasks, look, probed)
     if by:
         result["subgroups"] = score_groups(judged, evidence, tasks, by)
     if curves := abstention(judged, evidence):

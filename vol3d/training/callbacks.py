@@ -1,9 +1,11 @@
-"""What a run leaves behind besides its checkpoints: the saved model, predictions, and a log of the losses."""
+"""What a run leaves behind besides its own checkpoints: those of the run before, the saved model, predictions."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,33 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from vol3d.data.shards import merge_predictions
 from vol3d.training.sharding import whole
+
+log = logging.getLogger(__name__)
+
+
+class FormerCheckpoints(lightning.Callback):
+    """Moves the checkpoints of an earlier run aside when another begins in its folder, before the first step.
+
+    `RUN/checkpoints` then holds those of one run, so that `--ckpt_path last` goes on from no other, and none is lost:
+    the earlier ones are kept as `RUN/checkpoints-1` (2, 3 …). A run that is resumed keeps its own.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        found = self.folder / "checkpoints"
+        anew = trainer.ckpt_path is None and not trainer.fast_dev_run
+        if not anew or not trainer.is_global_zero or not found.is_dir():
+            return
+        kept = next(path for n in count(1) if not (path := self.folder / f"checkpoints-{n}").exists())
+        found.rename(kept)
+        log.warning(
+            "%s: checkpoints of the run before; to go on with that one, --ckpt_path %s", kept, kept / "last.ckpt"
+        )
 
 
 class SaveModel(lightning.Callback):
@@ -45,10 +74,11 @@ def model_card(trainer: lightning.Trainer, module: Any, recipe: str) -> str:
         for (name, stage), length in zip(module.stages.items(), module.schedule.lengths, strict=True)
     )
     losses = {name: float(value) for name, value in trainer.callback_metrics.items() if name.endswith("loss")}
+    source = "in memory" if data.manifest.path is None else f"`{data.manifest.path.name}`"
     origin = "" if module.base is None else f" Fine-tuned from `{module.base}`."
     return (
         f"# vol3d model\n\nRecipe: {recipe or 'not named'}. Steps: {trainer.global_step}.{origin}\n\n"
-        f"## Data\n\nManifest `{data.manifest.path.name}`, {len(data.manifest.split('train'))} training studies, "
+        f"## Data\n\nManifest {source}, {len(data.manifest.split('train'))} training studies, "
         f"grid `{data.grid.name}`.\n\n"
         f"## Training\n\n{stages}\n\nLast losses: {json.dumps(losses)}\n\n"
         "## Limits\n\nFor research only. Not a medical device; not validated for any clinical use.\n"
@@ -59,7 +89,7 @@ class PredictionWriter(BasePredictionWriter):
     """Writes `RUN/predictions.jsonl`, one line a study, while `vol3d predict` runs.
 
     Several processes write a file each, which the first of them joins at the end: each study once, in the order of
-    the manifest. They must share the run's folder.
+    the manifest. They must share the run's folder. A shard without a study leaves an empty file.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -86,6 +116,11 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         with self._own(trainer, trainer.global_rank).open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in prediction)
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        if stage == "predict" and trainer.predict_loop.skip and trainer.is_global_zero:  # no other hook was called
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("", encoding="utf-8")
 
     def on_predict_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if trainer.world_size == 1:

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from vol3d.data.dataset import VolumeData
-from vol3d.training.callbacks import PredictionWriter, SaveModel
+from vol3d.training.callbacks import FormerCheckpoints, PredictionWriter, SaveModel
 from vol3d.training.features import StoredFeatures
 from vol3d.training.history import History
 from vol3d.training.memory import out_of_memory
@@ -93,8 +93,10 @@ class RecipeCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         folder = Path(self._get(self.config_init, "run"))
+        trainer_config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         extra = [
-            ModelCheckpoint(folder / "checkpoints", save_last=True, every_n_train_steps=self._interval()),
+            FormerCheckpoints(folder),
+            self._checkpoints(folder, trainer_config),
             LearningRateMonitor("step"),
             SaveModel(folder, recipe=folder.name),
             PredictionWriter(folder),
@@ -102,7 +104,6 @@ class RecipeCLI(LightningCLI):
         ]
         if cache := self._get(self.config_init, "data").cache:
             extra.append(StoredFeatures(cache))
-        trainer_config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         if trainer_config.get("enable_progress_bar") is not False:
             extra.append(StepProgress())
         if trainer_config.get("enable_model_summary") is None:
@@ -117,10 +118,15 @@ class RecipeCLI(LightningCLI):
         trainer_config["default_root_dir"] = str(folder)
         return self._instantiate_trainer(trainer_config, extra)
 
-    def _interval(self) -> int | None:
-        steps = self._get(self.config_init, "trainer", default={}).get("max_steps", -1)
-        # About twenty checkpoints a run: at most 5 % of it is lost when it is killed.
-        return max(1, steps // 20) if steps and steps > 0 else None
+    def _checkpoints(self, folder: Path, trainer: dict[str, Any]) -> ModelCheckpoint:
+        steps = trainer.get("max_steps", -1)
+        return ModelCheckpoint(
+            folder / "checkpoints",
+            save_last=not trainer.get("fast_dev_run"),  # a trial would write last.ckpt, and nothing else
+            # About twenty checkpoints a run: at most 5 % of it is lost when it is killed.
+            every_n_train_steps=max(1, steps // 20) if steps and steps > 0 else None,
+            enable_version_counter=False,  # last.ckpt is the last one, also of a run resumed from another
+        )
 
 
 def cpu_has_bfloat16() -> bool:

@@ -18,6 +18,7 @@ import torch
 
 from vol3d.data.batch import Batch, Sample, collate
 from vol3d.data.cache import FillReport, Reader, VolumeCache, other_format
+from vol3d.data.entries import Compression
 from vol3d.data.identity import file_identity
 from vol3d.data.manifest import Manifest
 from vol3d.data.parallel import batched, map_in_order
@@ -206,6 +207,7 @@ def prepare_features(
     batch_size: int = 8,
     workers: int = 0,
     device: str | None = None,
+    compression: Compression | None = None,
     progress: bool = False,
 ) -> FillReport:
     """Encode the studies that training will read, once each, with the encoder of a model folder or of a recipe.
@@ -219,6 +221,7 @@ def prepare_features(
         shard: (index, count): only these studies, see `vol3d.data.shards.shard`; many jobs may fill one folder.
         batch_size: studies encoded at once. workers: processes that read volumes.
         device: None takes a GPU when there is one.
+        compression: of new entries of volumes, see `VolumeCache`; features are never compressed.
 
     Raises:
         ValueError: a device that torch does not have, or a precision whose features training could not reproduce.
@@ -235,7 +238,7 @@ def prepare_features(
     missing = [study for study in chosen if not _there(store, study, failed)]
     ready = len(chosen) - len(missing) - len(failed)
     size = batch_size if grid.shape is not None else 1
-    for samples in _read(VolumeCache(cache, grid), missing, size, workers, failed, progress=progress):
+    for samples in _read(VolumeCache(cache, grid, compression), missing, size, workers, failed, progress=progress):
         batch = collate(samples).to(place)
         with torch.no_grad(), autocast(precision, place):
             features = encoder(grid.window_hu(batch.image), batch.affine)
