@@ -85,6 +85,14 @@ def test_outcomes():
         assert [got[name]["first"], got[name]["second"]] == pytest.approx([score(days, events, risk) for risk in risks])
     assert got["c_index"]["low"] > 0
     assert got["wins"] > got["losses"]
+    # An outcome that nobody has is left out, and told.
+    for found, time in zip(studies, days, strict=True):
+        found.outcomes["stroke"] = {"time": time, "event": 0}
+    for row in (*said[0], *said[1]):
+        row["outcomes"]["stroke"] = row["outcomes"]["death"]
+    more = compared("outcomes", studies, *said)
+    assert more["c_index"]["value"] == got["c_index"]["value"]
+    assert "without stroke: no pair" in more["c_index"]["note"]
 
 
 def boxed(low, high):
