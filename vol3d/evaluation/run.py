@@ -90,7 +90,8 @@ def evaluate(
     scored = [study for study in studies if "twin_of" not in study.meta]
     judged = _judged(trained, scored)
     validation = _validation(judged, whole, studies)
-    leakage = check_leakage(whole, looks=looks(whole, progress=progress) if duplicates else None)
+    seen = looks(whole, progress=progress) if duplicates else None
+    leakage = check_leakage(whole, test=split or "test", looks=seen)
     out = Path(out)
     look, rows = _predict(
         trained, judged, [*studies, *validation], out, predictions, overwrite, batch_size, workers, progress
