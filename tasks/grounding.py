@@ -219,6 +219,10 @@ class Grounding(Task):
                 row["regions"] = [{"answer": found["answer"]} for found in answers]
         return rows
 
+    def reads(self, study: Study) -> list[Any]:
+        """The boxes that are named, without their names."""
+        return [[box["min_mm"], box["max_mm"]] for box in study.boxes]
+
     def labelled(self, study: Study) -> bool:
         return any(box["label"] in self.names for box in study.boxes)
 

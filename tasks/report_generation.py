@@ -91,6 +91,10 @@ class ReportGeneration(Task):
             keep=self.keep,
         )
 
+    def reads(self, study: Study) -> str | None:
+        """The earlier exam's report."""
+        return study.meta.get("prior_report") if self.prior else None
+
     def labelled(self, study: Study) -> bool:
         return bool(self.text(study))
 

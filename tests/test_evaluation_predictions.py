@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy_models import Nothing, Toy, samples
+from small_language import volume_lm
+from toy_models import LEFT, Nothing, Toy, samples
 from world import study as world_study
 
 from vol3d.data.manifest import Manifest
-from vol3d.evaluation.predictions import Looker, Shelf, cut_or_pad
+from vol3d.evaluation.predictions import Looker, Shelf, cut_or_pad, fingerprint
 from vol3d.evaluation.run import evaluate
 from vol3d.model.places import boxes_to_mm
-from vol3d.tasks import Grounding
+from vol3d.tasks import VQA, Grounding, PromptSegmentation, Regions, ReportGeneration, Retrieval
 
 
 class Frames(Nothing):
@@ -57,6 +58,39 @@ def test_another_patients_volume_is_shown_in_the_studys_own_frame(tmp_path):
         Looker(trained, Shelf(tmp_path / "b", {}), **given)("dealt", [Frames()], studies, volumes=studies[::-1])
         == dealt
     )
+
+
+BOX = {"label": "liver", "min_mm": [0, 0, 0], "max_mm": [1, 1, 1]}
+ASKED = {"question": "Is there ascites?", "answer": "yes", "choices": ["yes", "no"]}
+
+
+SETTINGS = {
+    Grounding: {"names": ["liver"]},
+    ReportGeneration: {"prior": True},
+    Regions: {"findings": [LEFT], "organs": {"lower thorax": ["lung"]}},
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "same"),
+    [
+        (Grounding, {"boxes": [BOX | {"max_mm": [60, 1, 1]}]}, False),
+        (Grounding, {"boxes": [BOX | {"label": "spleen"}]}, True),
+        (VQA, {"boxes": [], "questions": [ASKED | {"answer": "no"}], "report": "There is ascites."}, True),
+        (VQA, {"questions": [ASKED | {"choices": ["no", "yes"]}]}, False),
+        (ReportGeneration, {"meta": {"prior_report": "A nodule of 8 mm."}}, False),
+        (ReportGeneration, {"report": "There is ascites.", "boxes": [], "questions": []}, True),
+        (Retrieval, {"report": "There is ascites."}, False),
+        (Regions, {"report": "There is ascites.", "meta": {"sex": "F"}}, True),
+        (PromptSegmentation, {"finding_labels": {"ascites": 1}}, False),
+        (Regions, {"meta": {"modality": "mr"}}, False),
+    ],
+)
+def test_kept_predictions_depend_on_what_the_task_reads_and_not_on_its_labels(task, fields, same):
+    study = replace(world_study(0).study, boxes=[BOX], questions=[ASKED])
+    trained = Toy(task(volume_lm(), **SETTINGS.get(task, {})))
+    one, two = (fingerprint(trained, [each]) for each in (study, replace(study, **fields)))
+    assert (one == two) == same
 
 
 def test_cut_or_pad_keeps_the_middle():

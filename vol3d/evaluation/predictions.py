@@ -29,15 +29,16 @@ NAME = "predictions"
 
 
 def fingerprint(trained: TrainedModel, studies: Iterable[Study]) -> dict[str, str]:
-    """What predictions depend on: "model" (its files, or its weights when it has none), "studies" (images and
-    questions, not labels, which may be mended later), "grid"."""
+    """What predictions depend on: "model" (its files, or its weights when it has none), "studies" (images, and what the
+    tasks read of a row, such as questions; not labels, which may be mended later), "grid"."""
     from vol3d.data.identity import file_identity
 
     shown = hashlib.sha256()
     for study in studies:
         image = file_identity(study.image) if study.image.exists() else str(study.image)
-        asked = [[row.get("question"), row.get("choices")] for row in study.questions]
-        shown.update(json.dumps([study.study, image, asked]).encode())
+        read = [told for task in trained.tasks.values() if (told := task.reads(study))]
+        read += [modality] if (modality := study.meta.get("modality")) else []
+        shown.update(json.dumps([study.study, image, read]).encode())
     if trained.folder is not None and (trained.folder / "model.safetensors").is_file():
         model = model_identity(trained.folder)
     else:

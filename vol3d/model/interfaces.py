@@ -186,6 +186,13 @@ class Task(Part, ABC):
     def predict(self, model: VolumeLM, features: Features, batch: Batch) -> list[dict[str, Any]]:
         """One JSON-ready dictionary a study."""
 
+    def reads(self, study: Study) -> Any:
+        """What a prediction reads of the study's row beside its volume (questions, boxes …), as JSON; None for nothing.
+
+        Kept predictions are stale when it changes, and it stays the study's own when another's volume is shown.
+        """
+        return None
+
     def labelled(self, study: Study) -> bool:
         """Whether the study carries a label this task can be judged by. False for a task that only helps training."""
         return False
