@@ -111,7 +111,7 @@ class SameShare(Nothing):
         boxes = boxes_to_mm(self.share.expand(len(batch), 1, 6), batch.affine, tuple(batch.image.shape[2:]))
         said = {"answer": "liver"}
         return [
-            {"boxes": [{"label": "liver", "min_mm": box[:3], "max_mm": box[3:], "score": 1.0}], "regions": [said]}
+            {"boxes": [{"label": "liver", "min_mm": box[:3], "max_mm": box[3:], "score": 1.0}], "box_names": [said]}
             for box in boxes[:, 0].tolist()
         ]
 
