@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vol3d import __version__
 from vol3d.data.formats import atomic
+from vol3d.data.study import TEXTS
 from vol3d.evaluation.predictions import NAME, Looker, Shelf, check_rows, fingerprint, read_predictions
 from vol3d.model.interfaces import Evidence, Task
 
@@ -242,7 +243,7 @@ def _score_wording(
     extra: Callable[[Sequence[str], Sequence[str], Sequence[str]], dict[str, Any]],
 ) -> None:
     """Adds the scores of `extra` to each block of written texts."""
-    for name in ("report", "findings", "impression"):
+    for name in TEXTS:
         own = [s for s in studies if getattr(s, name) and isinstance(rows[s.study].get(name), str)]
         if own and name in tasks:
             texts = [getattr(study, name) for study in own], [rows[study.study][name] for study in own]
