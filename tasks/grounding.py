@@ -209,15 +209,19 @@ class Grounding(Task):
                     {"label": name, "phrase": phrase, **_corners(box), "score": round(float(p), 4)}
                     for name, phrase, box, p in zip(self.names, phrases[row], boxes[row], there[row], strict=True)
                 ],
-                "regions": [],
+                "box_names": [],
             }
             for row in range(len(batch))
         ]
         regions = [[[*box["min_mm"], *box["max_mm"]] for box in study.boxes] for study in batch.studies]
         if any(regions):
             for row, answers in zip(rows, self.describe(model, features, batch, regions), strict=True):
-                row["regions"] = [{"answer": found["answer"]} for found in answers]
+                row["box_names"] = [{"answer": found["answer"]} for found in answers]
         return rows
+
+    def reads(self, study: Study) -> list[Any]:
+        """The boxes that are named, without their names."""
+        return [[box["min_mm"], box["max_mm"]] for box in study.boxes]
 
     def labelled(self, study: Study) -> bool:
         return any(box["label"] in self.names for box in study.boxes)

@@ -41,6 +41,7 @@ class MaskedVolume(Task):
     empty voxels are left out.
     """
 
+    kind = "masked_volume"
     encodes = True
     drawn: Tensor
 

@@ -229,6 +229,10 @@ class PromptSegmentation(Task):
                     }
         return rows
 
+    def reads(self, study: Study) -> list[str]:
+        """The names that are asked for."""
+        return sorted(self._predicted(study))
+
     def labelled(self, study: Study) -> bool:
         return bool((study.mask and study.mask_labels) or (study.finding_mask and study.finding_labels))
 

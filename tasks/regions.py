@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vol3d.data.batch import Batch
+from vol3d.data.study import Study
 from vol3d.model.interfaces import Evidence, Features, TaskOutput
 from vol3d.model.pooling import QueryPool
 from vol3d.model.text_encoder import unit
@@ -148,6 +149,9 @@ class Regions(ZeroShot):
             {"regions": {name: round(score, 4) for name, score in zip(self.findings, row, strict=True)}}
             for row in logits.tolist()
         ]
+
+    def reads(self, study: Study) -> Any:
+        return None  # the text's vector, which a retrieval keeps, is not kept here
 
     def score(self, evidence: Evidence) -> dict[str, dict[str, Any]]:
         rows: Mapping[str, Mapping[str, float]] = {

@@ -32,7 +32,6 @@ class ReportGeneration(Task):
     at the report's own tokens.
     """
 
-    kind = "report"
     uses = frozenset({"visual"})
 
     def __init__(
@@ -50,7 +49,8 @@ class ReportGeneration(Task):
         super().__init__()
         if model.language is None:
             raise ValueError(f"{type(self).__name__} needs a model with a language model")
-        self.target, self.prompt, self.prior, self.weight = target, prompt, prior, weight
+        self.kind = self.target = target
+        self.prompt, self.prior, self.weight = prompt, prior, weight
         self.max_new_tokens, self.repetition_penalty, self.keep = max_new_tokens, repetition_penalty, keep
 
     def text(self, study: Study) -> str | None:
@@ -91,6 +91,10 @@ class ReportGeneration(Task):
             keep=self.keep,
         )
 
+    def reads(self, study: Study) -> str | None:
+        """The earlier exam's report."""
+        return study.meta.get("prior_report") if self.prior else None
+
     def labelled(self, study: Study) -> bool:
         return bool(self.text(study))
 
@@ -100,10 +104,12 @@ class ReportGeneration(Task):
         studies = [study for study in evidence.studies if self.text(study)]
         if not studies:
             return {}
+        dealt = evidence.blind() if self.prior and evidence.blind is not None else None
         scores = score_reports(
             [self.text(study) for study in studies],
             [evidence.predictions[study.study][self.target] for study in studies],
             [study.patient for study in studies],
+            blind=None if dealt is None else [dealt[study.study][self.target] for study in studies],
             training=[text for study in evidence.training if (text := self.text(study))],
             replicates=evidence.replicates,
             seed=evidence.seed,

@@ -178,6 +178,10 @@ class Retrieval(Task):
             rows.append({"retrieval": {"volume": _rounded(vector.tolist()), "text": text and _rounded(text)}})
         return rows
 
+    def reads(self, study: Study) -> dict[str, str]:
+        """The texts whose vectors stand beside the volume's."""
+        return self.of(study)
+
     def score(self, evidence: Evidence) -> dict[str, dict[str, Any]]:
         import numpy as np
 

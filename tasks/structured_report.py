@@ -37,8 +37,6 @@ class StructuredReport(ReportGeneration):
     Source: guided decoding of Willard & Louf 2023 (arXiv:2307.09702); the fields are those of the findings parser.
     """
 
-    kind = "structured"
-
     def __init__(
         self,
         model: VolumeLM,
@@ -50,6 +48,7 @@ class StructuredReport(ReportGeneration):
         weight: float = 1.0,
     ) -> None:
         super().__init__(model, prompt=prompt, prior=prior, max_new_tokens=max_new_tokens, weight=weight)
+        self.kind = "structured"
         if unknown := sorted(set(findings or ()) - set(FINDINGS)):
             raise ValueError(f"findings {unknown} are unknown: use some of {', '.join(FINDINGS)}")
         self.findings = list(FINDINGS if findings is None else findings)

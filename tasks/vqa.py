@@ -188,6 +188,9 @@ class VQA(Task):
             rows[row]["answers"].append(answer)
         return rows
 
+    def reads(self, study: Study) -> list[Any]:
+        return [[question["question"], question.get("choices")] for question in self.questions(study)]
+
     def answered(self, study: Study, row: Mapping[str, Any]) -> list[tuple[dict[str, Any], Mapping[str, Any]]]:
         """A study's questions that a row of predictions answers, each with its answer."""
         asked = self.questions(study)

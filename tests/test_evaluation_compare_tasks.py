@@ -85,6 +85,14 @@ def test_outcomes():
         assert [got[name]["first"], got[name]["second"]] == pytest.approx([score(days, events, risk) for risk in risks])
     assert got["c_index"]["low"] > 0
     assert got["wins"] > got["losses"]
+    # An outcome that nobody has is left out, and told.
+    for found, time in zip(studies, days, strict=True):
+        found.outcomes["stroke"] = {"time": time, "event": 0}
+    for row in (*said[0], *said[1]):
+        row["outcomes"]["stroke"] = row["outcomes"]["death"]
+    more = compared("outcomes", studies, *said)
+    assert more["c_index"]["value"] == got["c_index"]["value"]
+    assert "without stroke: no pair" in more["c_index"]["note"]
 
 
 def boxed(low, high):
@@ -111,13 +119,13 @@ def test_boxes_and_their_names():
     truth = {"label": "ascites", "min_mm": [0, 0, 0], "max_mm": [2, 2, 2]}
     studies = [study(i, boxes=[truth]) for i in range(3)]
     half = truth | {"min_mm": [1, 0, 0], "max_mm": [3, 2, 2], "score": 0.9}
-    first = [{"boxes": [truth | {"score": 0.9}], "regions": [{"answer": "ascites"}]}] * 3
-    second = [{"boxes": [half], "regions": [{"answer": "gallstones"}]}] * 3
+    first = [{"boxes": [truth | {"score": 0.9}], "box_names": [{"answer": "ascites"}]}] * 3
+    second = [{"boxes": [half], "box_names": [{"answer": "gallstones"}]}] * 3
     got = compared("grounding", studies, first, second)
     assert got["iou"]["second"] == pytest.approx(1 / 3)
     assert got["m3d_hull_iou"]["second"] == pytest.approx(1 / 3, abs=1e-5)
     assert got["region_accuracy"]["value"] == 1
-    unsure = [{"boxes": [half | {"score": 0.4}], "regions": []}] * 3
+    unsure = [{"boxes": [half | {"score": 0.4}], "box_names": []}] * 3
     assert compared("grounding", studies, first, unsure)["iou"]["second"] == 0
 
 

@@ -1,8 +1,11 @@
 """The faithfulness suite: models that look pass every probe, and whatever does not look is caught by every one."""
 
-import pytest
-from toy_models import LEFT, NORMAL, RIGHT, Answers, Codes, Says, believes, named, sampler, toy, words
+from dataclasses import replace
 
+import pytest
+from toy_models import LEFT, NORMAL, RIGHT, Answers, Codes, Nothing, Says, believes, named, sampler, toy, words
+
+from vol3d.data.manifest import Manifest
 from vol3d.evaluation.controls import against_control, verdict
 from vol3d.evaluation.probing import PROBES
 from vol3d.evaluation.run import evaluate
@@ -19,6 +22,30 @@ BLIND = {
     "text prior, by name": named,
     "believes the prompt": believes,
 }
+
+
+class Findings(Says):
+    """Writes the findings, and no whole report."""
+
+    kind = target = "findings"
+
+
+class Copies(Says):
+    """Says of every volume what the earlier exam's report said."""
+
+    prior = True
+
+
+class Other(Nothing):
+    """Predicts what no two predictions are compared by."""
+
+    kind = "other"
+
+    def predict(self, model, features, batch):
+        return [{"other": 1.0} for _ in batch.studies]
+
+    def score(self, evidence):
+        return {"other": {"mean": {"value": 1.0, "low": 1.0, "high": 1.0}}}
 
 
 class Invents(Says):
@@ -58,6 +85,38 @@ def test_whatever_does_not_look_is_caught_by_every_probe(tmp_path, says):
     found, result = probed(tmp_path, Says(says))
     assert set(found["report"]["caught"]) == TEXT_PROBES
     assert "no sign of looking in blank" in summary(result)
+
+
+@pytest.mark.parametrize(("says", "caught"), [(None, set()), (words([LEFT]), TEXT_PROBES)], ids=["looks", "blind"])
+def test_a_part_of_a_report_is_probed_like_a_whole_one(tmp_path, says, caught):
+    found, result = probed(tmp_path, Findings(says))
+    assert found.keys() == {"findings"}
+    assert set(found["findings"]["caught"]) == caught
+    assert found["findings"]["not_judged"].keys() == {"contrast_phase"}
+    assert found["findings"]["claim"]["value"] is not None
+    assert result["tasks"].keys() == {"findings"}
+    page = (tmp_path / "evaluation.html").read_text()
+    assert page.count("GENERATED FINDINGS") == 8
+
+
+def test_a_copied_earlier_report_is_no_sign_of_looking(tmp_path):
+    """The earlier report goes into the prompt: it stays the patient's own when another's volume is shown."""
+    copies = Copies(lambda study, prompt: study.meta["prior_report"])
+    model, manifest = toy(copies, count=STUDIES)
+    told = [study.report if number % 2 else words([LEFT]) for number, study in enumerate(manifest)]
+    rows = [replace(study, meta={"prior_report": text}) for study, text in zip(manifest, told, strict=True)]
+    result = evaluate(model, Manifest(rows), out=tmp_path, probes=["shuffled"], replicates=50)
+    block = result["tasks"]["report"]
+    assert 0 < block["finding_f1"]["value"] == block["baselines"]["blind"]["finding_f1"] < 1
+    assert set(result["faithfulness"]["report"]["caught"]) == {"shuffled", "image_dependence"}
+
+
+def test_what_cannot_be_judged_says_why(tmp_path):
+    found, result = probed(tmp_path, Other())
+    assert found["other"]["judged"] == found["other"]["caught"] == []
+    assert found["other"]["not_judged"] == {"image_dependence": "no score that two predictions could be compared by"}
+    assert "probes, other: not judged: no score that two" in summary(result)
+    assert "no score that two predictions" in (tmp_path / "evaluation.html").read_text()
 
 
 def test_findings_invented_of_air_are_told_apart_from_not_looking(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toy_models import LEFT, Answers, Says, Toy, samples, toy, words
+from toy_models import LEFT, RIGHT, Answers, Says, Toy, samples, toy, words
 from world import study as box_study
 
 from vol3d.cli import main
@@ -16,6 +16,15 @@ from vol3d.evaluation.compare import compare, comparison_text
 from vol3d.evaluation.predictions import Shelf, check_rows, read_predictions
 from vol3d.evaluation.run import evaluate
 from vol3d.evaluation.summary import summary
+
+
+def test_leakage_is_looked_for_in_the_split_that_is_scored(tmp_path):
+    model, manifest = toy(Says(), count=6)
+    report = words([LEFT, RIGHT])
+    rows = [replace(study, report=report, split=["train", "val"][n % 2]) for n, study in enumerate(manifest)]
+    leakage = evaluate(model, Manifest(rows), out=tmp_path, split="val", replicates=5)["leakage"]
+    assert leakage["test_reports"] == 3
+    assert leakage["reports_seen_in_training"] == ["s1", "s3", "s5"]
 
 
 def test_groups_and_abstention(tmp_path):

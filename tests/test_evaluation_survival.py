@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from vol3d.evaluation.metrics.survival import c_index, c_index_ipcw, score_outcome
+from vol3d.evaluation.metrics.survival import c_index, c_index_ipcw, score_outcome, score_outcomes
 
 # fmt: off
 DAYS = np.array([37, 497, 417, 217, 310, 220, 7, 122, 86, 253, 7, 221, 1044, 53, 23, 240, 504, 506, 144, 19, 884, 50,
@@ -62,6 +62,24 @@ def test_nothing_comparable_is_undefined_and_says_so():
     assert got["c_index"]["value"] is None
     assert "no pair" in got["c_index"]["note"]
     assert got["auc@100"]["value"] is None
+
+
+def test_an_outcome_without_an_event_does_not_take_the_others_with_it():
+    none, one = np.zeros(40, dtype=bool), np.zeros(40, dtype=bool)
+    one[np.argmin(DAYS)] = True
+    alone = score_outcome(DAYS, EVENTS, RISK, PATIENTS, replicates=200)
+    for rare, value in ((none, 0.75), (one, (0.75 + c_index(DAYS, one, RISK)) / 2)):
+        tables = {"death": (DAYS, EVENTS, RISK, {}), "stroke": (DAYS, rare, RISK, {})}
+        got = score_outcomes(tables, dict.fromkeys(tables, PATIENTS), replicates=200)
+        assert got["c_index"]["value"] == pytest.approx(value)
+        assert got["c_index"]["low"] < value < got["c_index"]["high"]
+        assert got["per_outcome"]["death"]["c_index"] == alone["c_index"]
+        told = got["c_index"].get("note", "")
+        assert ("without stroke: no pair of studies" in told) == (rare is none)
+        for name in ("c_index", "c_index_ipcw") if rare is none else ():
+            assert got["baselines"]["blind"][name] == alone["baselines"]["blind"][name]
+    got = score_outcomes({"stroke": (DAYS, none, RISK, {})}, {"stroke": PATIENTS}, replicates=20)
+    assert got["c_index"]["value"] is got["baselines"]["blind"]["c_index"] is None
 
 
 def test_bad_input_is_named():

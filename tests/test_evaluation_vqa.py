@@ -2,7 +2,15 @@
 
 import pytest
 
-from vol3d.evaluation.metrics.vqa import m3d_substring_correct, plain, read_choice, score_closed, score_open, token_f1
+from vol3d.evaluation.metrics.vqa import (
+    m3d_substring_correct,
+    plain,
+    read_choice,
+    score_closed,
+    score_open,
+    score_questions,
+    token_f1,
+)
 
 CHOICES = ["Left kidney", "Right kidney", "Liver", "The spleen"]
 
@@ -18,6 +26,21 @@ CHOICES = ["Left kidney", "Right kidney", "Liver", "The spleen"]
 )  # fmt: skip
 def test_reading_a_choice(output, choice):
     assert read_choice(output, CHOICES) == choice
+
+
+STANFORD = ["Haematoma", "Dissection (Stanford B)", "Dissection (Stanford A)", "≥ 5 mm", "< 5 mm"]
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_a_choice_that_ends_in_another_ones_letter_is_read(place):
+    words, letter = STANFORD[place], "ABCDE"[place]
+    for said in (words, f"{letter}. {words}", f"({letter}) {words}", f"Answer: {letter}. {words}"):
+        assert read_choice(said, STANFORD) == place, said
+    assert read_choice("D. Dissection (Stanford B)", STANFORD) is None
+    assert read_choice("mm 5", STANFORD) is None
+    asked = {"s": [{"question": "What?", "answer": words, "choices": STANFORD}]}
+    got = score_questions(asked, {"s": [{"answer": words}]}, {"s": "p"}, replicates=5)["vqa_closed"]
+    assert [got[name]["value"] for name in ("accuracy", "readable", "m3d_substring_accuracy")] == [1, 1, 1]
 
 
 def test_m3d_counts_an_output_that_lists_every_letter():

@@ -12,7 +12,7 @@ from vol3d.data.batch import Batch, collate
 from vol3d.evaluation.metrics.grounding import score_grounding
 from vol3d.model.box_prompts import boxes_of, hulls, jitter_boxes, main_parts
 from vol3d.model.interfaces import Evidence
-from vol3d.tasks import Grounding
+from vol3d.tasks import Grounding, Regions
 from vol3d.volume.runs import decode_runs
 
 LEFT, RIGHT = world.FINDINGS
@@ -167,13 +167,34 @@ def test_jittered_boxes_stay_boxes_near_the_old_ones():
     assert (moved != boxes).all()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("order", [1, -1])
+def test_one_model_may_name_boxes_and_organs_findings(order):
+    """Each of the two has fields of its own in a row of predictions."""
+    sizes = {"embed_dim": 48, "depth": 1, "num_heads": 2, "patch_size": (4, 4, 2), "stem": "conv"}
+    lm = vol3d.VolumeLM(vol3d.encoders.create("vit3d-tiny", **sizes))
+    organs = Regions(lm, findings=world.FINDINGS, organs={"lower thorax": ["lung"]})
+    tasks = [Grounding(lm, names=world.FINDINGS, **SMALL).eval(), organs.eval()][::order]
+    part = batch(range(6), masks=False)
+    features = lm.eval().encode(part.image, part.affine)
+    rows = [{} for _ in part.studies]
+    for task in tasks:
+        for row, told in zip(rows, task.predict(lm, features, part), strict=True):
+            assert not row.keys() & told.keys()
+            row.update(told)
+    predictions = {study.study: row for study, row in zip(part.studies, rows, strict=True)}
+    blocks = [task.score(Evidence(part.studies, predictions, replicates=5)) for task in tasks][::order]
+    assert "region_accuracy" in blocks[0]["grounding"]
+    assert "macro_auroc" in blocks[1]["regions"]
+
+
 def test_scores_by_hand():
     truth = [{"a": (0, 0, 0, 10, 10, 10)}, {"a": (0, 0, 0, 10, 10, 10)}]
     regions = [[{"label": "a"}], [{"label": "a"}, {"label": "not learnt"}]]
     box = {"label": "a", "min_mm": [0, 0, 0], "max_mm": [10, 10, 5], "score": 0.9}
     said = [
-        {"boxes": [box, {**box, "label": "b", "score": 0.1}], "regions": [{"answer": "a"}]},
-        {"boxes": [{**box, "score": 0.2}, {**box, "label": "b"}], "regions": [{"answer": "b"}, {"answer": "a"}]},
+        {"boxes": [box, {**box, "label": "b", "score": 0.1}], "box_names": [{"answer": "a"}]},
+        {"boxes": [{**box, "score": 0.2}, {**box, "label": "b"}], "box_names": [{"answer": "b"}, {"answer": "a"}]},
     ]
     wrong = [{**row, "boxes": [{**box, "max_mm": [10, 10, 10]}]} for row in said]
     got = score_grounding(truth, regions, said, ["p", "q"], ["a", "b"], blind=wrong, replicates=20)

@@ -12,8 +12,9 @@ import vol3d
 from vol3d.data.batch import Batch, collate
 from vol3d.data.manifest import Manifest
 from vol3d.data.priors import with_prior_reports
-from vol3d.data.study import Study
+from vol3d.data.study import TEXTS, Study
 from vol3d.evaluation.metrics.structured import score_structured
+from vol3d.model.inference import TrainedModel
 from vol3d.model.interfaces import Evidence
 from vol3d.tasks import FindingMaps, FindingsThenImpression, OrganReports, ReportGeneration, StructuredReport
 from vol3d.text.prompts_report import MERLIN, STRUCTURED, join_organs
@@ -170,6 +171,23 @@ def test_the_earlier_report_stands_in_the_prompt() -> None:
 
 
 # --- JSON --------------------------------------------------------------------------------------------------
+
+
+def test_a_task_is_called_by_what_it_writes() -> None:
+    """Rows, scores, probes and the verb `report` find it by that name."""
+    lm = model("The liver is enlarged.")
+    for target in ("report", "findings", "impression"):
+        task = ReportGeneration(lm, target=target, max_new_tokens=2)
+        part = batch(study(findings="The liver is enlarged.", impression="Hepatomegaly."))
+        rows = task.predict(lm, lm.encode(part.image), part)
+        scored = task.score(Evidence(part.studies, {"a": rows[0]}, replicates=2))
+        assert task.kind == target
+        assert [*rows[0]] == [*scored] == [target]
+        assert TrainedModel(lm, {"mine": task}, vol3d.Grid(shape=(16, 16, 8)))._task(*TEXTS) is task
+    assert FindingsThenImpression(lm).kind == "report"
+    assert StructuredReport(lm).kind == "structured"
+    with pytest.raises(ValueError, match="not trained for 'report'; it predicts structured"):
+        TrainedModel(lm, {"mine": StructuredReport(lm)}, vol3d.Grid(shape=(16, 16, 8))).report("none.nii.gz")
 
 
 def test_writing_reads_as_many_visual_tokens_as_are_kept() -> None:

@@ -42,6 +42,7 @@ class Says(Nothing):
     """A report task that looks (says=None), or says of every volume what `says` makes of study and prompt."""
 
     kind = target = "report"
+    prior = False
     prompt = f"{VOLUME_TOKEN}\nReport:"
 
     def __init__(self, says=None) -> None:
@@ -57,15 +58,10 @@ class Says(Nothing):
         return [self.says(study, prompt) for study, prompt in zip(features.studies, prompts, strict=True)]
 
     def predict(self, model, features, batch):
-        return [{"report": text} for text in self.write(model, features, [self.prompt] * len(batch.studies))]
+        return [{self.target: text} for text in self.write(model, features, [self.prompt] * len(batch.studies))]
 
-    def labelled(self, study):
-        return bool(study.report)
-
-    score = vol3d.tasks.ReportGeneration.score
-
-    def text(self, study):
-        return study.report
+    labelled, score = vol3d.tasks.ReportGeneration.labelled, vol3d.tasks.ReportGeneration.score
+    text, reads = vol3d.tasks.ReportGeneration.text, vol3d.tasks.ReportGeneration.reads
 
 
 def sampler(seed=0):
@@ -111,7 +107,7 @@ class Answers(Nothing):
             rows.append({"answers": said})
         return rows
 
-    answered, score = vol3d.tasks.VQA.answered, vol3d.tasks.VQA.score
+    answered, score, reads = vol3d.tasks.VQA.answered, vol3d.tasks.VQA.score, vol3d.tasks.VQA.reads
 
 
 class Codes(Nothing):

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+TEXTS = ("report", "findings", "impression")
+"""The texts of a study, the whole one first."""
 SPLITS = ("train", "val", "test")
 PATH_FIELDS = ("image", "mask", "finding_mask")
 
@@ -92,7 +94,7 @@ class Study:
     def _forget_derived(self) -> None:
         """A text that was derived is derived again from what stands beside it now, or kept where it stands alone."""
         texts = vars(self)
-        given = {name for name in ("report", "findings", "impression") if texts[name] and type(texts[name]) is str}
+        given = {name for name in TEXTS if texts[name] and type(texts[name]) is str}
         sources = {"report": {"findings", "impression"}, "findings": {"report"}, "impression": {"report"}}
         for name, source in sources.items():
             if isinstance(texts[name], _Derived):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vol3d.data.study import TEXTS
 from vol3d.evaluation.case import Case, choose_cases
 from vol3d.evaluation.slices import WINDOWS, mask_slices, slices, window_for
 from vol3d.volume.runs import decode_runs
@@ -27,7 +28,8 @@ def show_cases(
 ) -> list[Case]:
     """Worst, median, best and random studies with three slices each, through the truth's findings where masked.
 
-    Reports are shown where the model writes them, else their findings, its answers, its codes, its masks, its boxes.
+    Reports or parts of them are shown where the model writes them, else their findings, its answers, its codes, its
+    masks, its boxes.
     """
     told = [
         (study, *texts) for study in studies if (texts := _texts(trained, study, predictions[study.study])) is not None
@@ -49,9 +51,9 @@ def _texts(trained: TrainedModel, study: Study, row: Mapping[str, Any]) -> Texts
     from vol3d.text.parser import finding_keys
     from vol3d.text.structured import in_words, structured
 
-    if isinstance(row.get("report"), str):
-        texts = study.report, row["report"]
-        return None if not study.report else (*texts, *(set(finding_keys(text)) for text in texts))
+    if field := written(row):
+        texts = getattr(study, field) or "", row[field]
+        return None if not texts[0] else (*texts, *(set(finding_keys(text)) for text in texts))
     kinds = {task.kind: task for task in trained.tasks.values()}
     if isinstance(row.get("structured"), list) and study.report and "structured" in kinds:
         rows = structured(study.report, kinds["structured"].findings), row["structured"]
@@ -79,6 +81,11 @@ def _texts(trained: TrainedModel, study: Study, row: Mapping[str, Any]) -> Texts
         asked = {box["label"] for box in row["boxes"]}
         return texts[0] or "nothing", texts[1] or "nothing", {b["label"] for b in study.boxes} & asked, set(dict(shown))
     return None
+
+
+def written(row: Mapping[str, Any]) -> str | None:
+    """The field of a row that holds the text a model wrote, the whole report before its parts."""
+    return next((name for name in TEXTS if isinstance(row.get(name), str)), None)
 
 
 def _corners(box: Mapping[str, Any]) -> str:
@@ -121,6 +128,7 @@ def _case(
     sample = trained.sample(study)
     spacing = tuple(float(length) for length in np.linalg.norm(sample.affine.numpy()[:3, :3], axis=0))
     name, true, said = _outlined(sample, row)
+    field = written(row)
     window = window_for({name} if name else truth_keys | predicted_keys)
     at = next((mask for mask in (true, said) if mask is not None), None)
     alike = f", Dice {_dice(true, said):.2f}" if true is not None and said is not None else ""
@@ -131,7 +139,7 @@ def _case(
         generated=generated,
         truth_keys=truth_keys,
         predicted_keys=predicted_keys,
-        heads=("TRUE REPORT", "GENERATED REPORT") if isinstance(row.get("report"), str) else ("TRUTH", "OUTPUT"),
+        heads=(f"TRUE {field.upper()}", f"GENERATED {field.upper()}") if field else ("TRUTH", "OUTPUT"),
         overlays=None if true is None else mask_slices(true, spacing, at=at),
         predicted_overlays=None if said is None else mask_slices(said, spacing, at=at),
         outlined=f"{name}{alike}" if name else "",

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy import ndarray
 
-from vol3d.evaluation.intervals import Statistic, undefined
+from vol3d.evaluation.intervals import Statistic, mean_defined, undefined
 from vol3d.evaluation.metrics.codes import CodeScores
 from vol3d.evaluation.metrics.retrieval import PoolScores, pools_of, unit_rows
-from vol3d.evaluation.metrics.survival import Concordance
+from vol3d.evaluation.metrics.survival import Concordance, note_left_out
 from vol3d.evaluation.sides import Block, Sides, counts
 
 if TYPE_CHECKING:
@@ -99,9 +99,9 @@ class _Table:
 
 
 def compare_outcomes(sides: Sides) -> Block:
-    """C-index (Harrell's, Uno's), mean over the outcomes that both predict; wins by the share of a study's pairs that
-    are in the right order."""
-    tables, patients, shares = [], [], []
+    """C-index (Harrell's, Uno's), mean over the outcomes that both predict and that have one; wins by the share of a
+    study's pairs that are in the right order."""
+    tables, patients, shares, left = [], [], [], []
     studies = sides.both("outcomes", dict)
     for name in sorted({name for study in studies for name in study.outcomes}):
         own = [s for s in studies if name in s.outcomes and all(name in r[s.study]["outcomes"] for r in sides.rows)]
@@ -113,6 +113,7 @@ def compare_outcomes(sides: Sides) -> Block:
         tables.append([Concordance(days, events, risk) for risk in risks])
         shares.append(np.stack([pairs.by_study() for pairs in tables[-1]], axis=1))
         patients.append([study.patient for study in own])
+        left += [] if np.isfinite(shares[-1]).any() else [name]
     if not tables:
         return {}
     ends = np.cumsum([len(group) for group in patients])[:-1]
@@ -120,12 +121,14 @@ def compare_outcomes(sides: Sides) -> Block:
     def mean(side: int) -> Statistic:
         def statistic(weights: ndarray) -> ndarray:
             parts = np.split(weights, ends, axis=1)
-            return np.mean([pair[side].both(part) for pair, part in zip(tables, parts, strict=True)], axis=0)
+            each = [pair[side].both(part) for pair, part in zip(tables, parts, strict=True)]
+            return mean_defined(np.stack(each), 0)
 
         return statistic
 
     everyone = [patient for group in patients for patient in group]
     block = sides.difference(["c_index", "c_index_ipcw"], [mean(0), mean(1)], everyone)
+    note_left_out(block.values(), left)
     return block | counts(np.concatenate(shares), "studies")
 
 

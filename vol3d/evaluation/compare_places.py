@@ -56,8 +56,8 @@ def compare_boxes(sides: Sides) -> Block:
                 iou = [0.0 if box is None else box_iou(box, truth) for box in shown]
                 pairs.append(iou + [-1.0 if box is None else m3d_hull_iou(box, truth) for box in shown])
                 whose.append(study.patient)
-        regions = [rows[study.study].get("regions") or [] for rows in sides.rows]
-        for box, *said in zip(study.boxes, *regions, strict=False):
+        named_by = [rows[study.study].get("box_names") or [] for rows in sides.rows]
+        for box, *said in zip(study.boxes, *named_by, strict=False):
             named.append([float(answer["answer"] == box["label"]) for answer in said])
             whose_named.append(study.patient)
     block: Block = {}

@@ -151,6 +151,14 @@ def _exact(estimate: dict[str, Any], trials: int, level: float) -> dict[str, Any
     return estimate | {"low": low, "high": high, "note": f"all {trials} patients agree: exact binomial interval"}
 
 
+def mean_defined(values: ndarray, axis: int) -> ndarray:
+    """The mean over those that are defined, NaN where none is."""
+    known = np.isfinite(values)
+    count = known.sum(axis)
+    total = np.where(known, values, 0).sum(axis)
+    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+
+
 def undefined(note: str) -> dict[str, Any]:
     """A score that does not exist, and why."""
     return {"value": None, "low": None, "high": None, "note": note}

@@ -29,10 +29,10 @@ DEFINITIONS = {
     "images_across_splits": "image files, or equal image fingerprints, in more than one split",
     "volumes_across_splits": "pairs of studies in two splits whose volumes look the same (16³ pictures correlate above "
     "0.9985), even under another name or format",
-    "reports_seen_in_training": "test studies whose report is word for word one of training, with how many test "
-    "reports do not (short and normal reports repeat by nature)",
-    "near_duplicate_reports": "test reports whose word triples overlap with a training report's by at least 90 % "
-    "(Jaccard), apart from those seen word for word",
+    "reports_seen_in_training": "studies of the scored split whose report is word for word one of another split "
+    "(short and normal reports repeat by nature)",
+    "near_duplicate_reports": "reports of the scored split whose word triples overlap with one of another split by at "
+    "least 90 % (Jaccard), apart from those seen word for word",
 }
 
 

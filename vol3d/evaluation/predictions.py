@@ -15,10 +15,13 @@ from vol3d.data.formats import atomic
 from vol3d.data.parallel import batched
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vol3d.data.batch import Sample
     from vol3d.data.study import Study
     from vol3d.model.inference import TrainedModel
     from vol3d.model.interfaces import Task
+    from vol3d.types import Triple
 
 Row = Mapping[str, Any]
 MADE_BY = "made_by.json"
@@ -26,15 +29,16 @@ NAME = "predictions"
 
 
 def fingerprint(trained: TrainedModel, studies: Iterable[Study]) -> dict[str, str]:
-    """What predictions depend on: "model" (its files, or its weights when it has none), "studies" (images and
-    questions, not labels, which may be mended later), "grid"."""
+    """What predictions depend on: "model" (its files, or its weights when it has none), "studies" (images, and what the
+    tasks read of a row, such as questions; not labels, which may be mended later), "grid"."""
     from vol3d.data.identity import file_identity
 
     shown = hashlib.sha256()
     for study in studies:
         image = file_identity(study.image) if study.image.exists() else str(study.image)
-        asked = [[row.get("question"), row.get("choices")] for row in study.questions]
-        shown.update(json.dumps([study.study, image, asked]).encode())
+        read = [told for task in trained.tasks.values() if (told := task.reads(study))]
+        read += [modality] if (modality := study.meta.get("modality")) else []
+        shown.update(json.dumps([study.study, image, read]).encode())
     if trained.folder is not None and (trained.folder / "model.safetensors").is_file():
         model = model_identity(trained.folder)
     else:
@@ -220,6 +224,9 @@ def _numbers(values: list[Any]) -> bool:
 class Looker:
     """Shows a model volumes and keeps what it says; what is kept already is not asked again.
 
+    Another study's volume is shown where the study's own lies: in its frame (affine and shape on the grid), to which
+    its boxes in millimetres belong. A model that ignores the image then sees no difference.
+
     Args:
         workers: processes that read volumes ahead.
         may_run: False reads only: a pass that is not complete on the shelf is then None.
@@ -238,6 +245,7 @@ class Looker:
         self.trained, self.shelf, self.batch_size, self.workers = trained, shelf, batch_size, workers
         self.may_run, self.progress = may_run, progress
         self.seconds = 0.0
+        self._frames: dict[str, tuple[Tensor, Triple]] = {}
 
     def __call__(
         self,
@@ -253,33 +261,57 @@ class Looker:
 
         Args:
             name: of the file, without its ending.
-            volumes: whose image is shown instead of each study's own.
+            volumes: whose image is shown, without masks, instead of each study's own.
             change: what is done to each volume first. masks: load label maps too, for `change`.
         """
         rows = self.shelf.read(name)
-        shown = list(zip(studies, volumes or studies, strict=True))
-        missing = [(study, other) for study, other in shown if study.study not in rows]
+        missing = [place for place, study in enumerate(studies) if study.study not in rows]
         if missing and not self.may_run:
             return None
         start = time.perf_counter()
-        # A prediction reads no mask, so none is loaded unless the change needs it.
-        read = self.trained.read_ahead([other for _, other in missing], masks=masks, workers=self.workers)
-        pairs = zip(missing, read, strict=True)
-        for batch in self._watched(name, pairs, len(missing), len(studies)):
-            samples = [replace(sample, study=study) for (study, _), sample in batch]
-            samples = samples if change is None else [change(sample) for sample in samples]
+        asked = [studies[place] for place in missing]
+        shown = self._own(asked, masks) if volumes is None else self._dealt(asked, [volumes[p] for p in missing])
+        for batch in self._watched(name, shown, len(missing), len(studies)):
+            samples = batch if change is None else [change(sample) for sample in batch]
             predicted = self.trained.predict(samples, tasks)
             self.shelf.append(name, predicted)
             rows |= {row["study"]: row for row in predicted}
         self.seconds += time.perf_counter() - start
         return {study.study: rows[study.study] for study in studies}
 
-    def _watched(self, name: str, pairs: Iterable[Any], left: int, total: int) -> Iterator[list[Any]]:
+    def _own(self, studies: Sequence[Study], masks: bool = False) -> Iterator[Sample]:
+        """Each study as it is. A prediction reads no mask, so none is loaded unless a change needs it."""
+        for sample in self.trained.read_ahead(studies, masks=masks, workers=self.workers):
+            self._frames[sample.study.study] = sample.affine.clone(), tuple(sample.hu.shape[1:])
+            yield sample
+
+    def _dealt(self, studies: Sequence[Study], volumes: Sequence[Study]) -> Iterator[Sample]:
+        """Each study with the volume of another in its own frame; a frame that is not known yet is read first."""
+        for _ in self._own([study for study in studies if study.study not in self._frames]):
+            pass
+        read = self.trained.read_ahead(volumes, masks=False, workers=self.workers)
+        for study, sample in zip(studies, read, strict=True):
+            affine, shape = self._frames[study.study]
+            hu = cut_or_pad(sample.hu, shape, self.trained.grid.pad)
+            yield replace(sample, study=study, hu=hu, affine=affine, mask=None, finding_mask=None)
+
+    def _watched(self, name: str, samples: Iterable[Sample], left: int, total: int) -> Iterator[list[Sample]]:
         from tqdm import tqdm
 
         with tqdm(
             total=total, initial=total - left, desc=name, unit="study", disable=not (self.progress and left)
         ) as bar:
-            for batch in batched(pairs, self.batch_size):
+            for batch in batched(samples, self.batch_size):
                 yield batch
                 bar.update(len(batch))
+
+
+def cut_or_pad(hu: Tensor, shape: Triple, pad: int) -> Tensor:
+    """A volume (…, x, y, z) cut or filled up with `pad` HU around its centre to `shape`."""
+    from torch.nn.functional import pad as padded
+
+    ends: list[int] = []
+    for have, wanted in zip(reversed(hu.shape[-3:]), reversed(shape), strict=True):
+        low = (wanted - have) // 2
+        ends += [low, wanted - have - low]
+    return padded(hu, ends, value=pad) if any(ends) else hu

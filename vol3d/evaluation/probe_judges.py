@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy import ndarray
 
+from vol3d.data.study import TEXTS
 from vol3d.evaluation.faithfulness import swap_side
 from vol3d.evaluation.metrics.findings import split_side
 from vol3d.evaluation.probes import ROBUST
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 Rows = Mapping[str, Mapping[str, Any]]
 STAYS = (*ROBUST, "contrast_phase")
 """Probes after which the output should stay."""
-TEXTS = ("report", "findings", "impression")
 _SIDES = {"left": "right", "right": "left"}
 
 

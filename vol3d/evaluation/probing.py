@@ -17,13 +17,14 @@ from vol3d.evaluation.compare_tasks import COMPARISONS
 from vol3d.evaluation.controls import DEFINITIONS as CONTROL_DEFINITIONS
 from vol3d.evaluation.controls import NOT_APPLICABLE, against_control, verdict
 from vol3d.evaluation.faithfulness import prior_mentions
-from vol3d.evaluation.headline import headline_of
+from vol3d.evaluation.headline import HEADLINES, headline_of
 from vol3d.evaluation.intervals import share, undefined
 from vol3d.evaluation.metrics.baselines import blind
 from vol3d.evaluation.metrics.findings import compare_findings
 from vol3d.evaluation.probe_judges import STAYS, Judge, TextJudge, judge_of, target
 from vol3d.evaluation.probe_pairs import claim, confusable, writes
 from vol3d.evaluation.sides import Sides
+from vol3d.evaluation.titles import LOWER_IS_BETTER
 from vol3d.model.interfaces import Evidence, Task
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def run_probes(
     names: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Entries of "faithfulness" in evaluation.json, one a task: changed volumes for a task that writes texts, answers
-    questions or gives codes, "image_dependence" for every one.
+    questions or gives codes, "image_dependence" for every one; "judged", "caught" and "not_judged" (why) sum up.
 
     Args:
         tasks: the model's. blocks: what they scored, for the headline and its blind baseline.
@@ -85,8 +86,6 @@ def run_probes(
             block = {name: _score(name, judge, shows) for name in names if name in SHOWN}
             block |= _more(task, judge, some, look, names, shows) | {"studies": len(some.studies)}
         block["image_dependence"] = dependence(task, evidence, blocks, look)
-        if not judge and block["image_dependence"]["value"] is None:
-            continue
         result[task.kind] = block | _verdicts(block) | {"definitions": DEFINITIONS}
     return result
 
@@ -212,22 +211,24 @@ def _more(
 def dependence(task: Task, evidence: Evidence, blocks: Mapping[str, Any], look: Looker) -> dict[str, Any]:
     """How much of the headline score rests on seeing this patient's volume, and no other's.
 
-    The predictions are compared with those of another patient's volume, on the same studies. Where a prediction depends
-    on the volume alone the predictions themselves are dealt to other patients; questions and boxes are asked again.
+    The predictions are compared with those of another patient's volume, on the same studies. Where both patients were
+    asked the same the predictions themselves are dealt; questions, boxes and earlier reports are asked again.
     """
     patients = [study.patient for study in evidence.studies]
     names = {"vqa": ("vqa_closed", "vqa_open"), "retrieval": ("retrieval", "zero_shot")}.get(task.kind, (task.kind,))
     name = next((name for name in names if name in blocks and name in COMPARISONS), None)
-    if name is None:
+    if name is None or HEADLINES[name] in LOWER_IS_BETTER:
         return undefined(f"{NOT_APPLICABLE}no score that two predictions could be compared by")
     try:
         others = blind(list(evidence.studies), patients, evidence.seed)
     except ValueError as error:
         return undefined(NOT_APPLICABLE + str(error))
-    if task.kind in ("vqa", "grounding"):
+    pairs = list(zip(evidence.studies, others, strict=True))
+    alike = all(task.reads(study) == task.reads(other) for study, other in pairs)
+    # A text's own vector stays with it; a box is told in the millimetres of its own scan.
+    if task.kind == "grounding" or not (alike or task.kind == "retrieval"):
         dealt = look(f"blind-{task.kind}-{evidence.seed}", [task], list(evidence.studies), volumes=others)
     else:
-        pairs = zip(evidence.studies, others, strict=True)
         dealt = {study.study: _exchanged(evidence.predictions, study.study, other.study) for study, other in pairs}
     if dealt is None:
         return undefined(f"{NOT_APPLICABLE}the blind pass was not kept with the predictions")
@@ -256,7 +257,7 @@ def _exchanged(rows: Rows, study: str, other: str) -> Mapping[str, Any]:
 
 
 def _verdicts(block: Mapping[str, Any]) -> dict[str, Any]:
-    caught, left = [], {}
+    judged, caught, left = [], [], {}
     for name in (*PROBES, "image_dependence"):
         score = block.get(name)
         if score is None:
@@ -265,6 +266,8 @@ def _verdicts(block: Mapping[str, Any]) -> dict[str, Any]:
         said = verdict(score)
         if said == "caught":
             caught.append(name)
-        elif said == "not judged":
+        if said != "not judged":
+            judged.append(name)
+        else:
             left[name] = (score.get("note") or "no interval").removeprefix(NOT_APPLICABLE)
-    return {"caught": caught, "not_judged": left}
+    return {"judged": judged, "caught": caught, "not_judged": left}

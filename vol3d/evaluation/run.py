@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vol3d import __version__
 from vol3d.data.formats import atomic
+from vol3d.data.study import TEXTS
 from vol3d.evaluation.predictions import NAME, Looker, Shelf, check_rows, fingerprint, read_predictions
 from vol3d.model.interfaces import Evidence, Task
 
@@ -95,7 +96,8 @@ def evaluate(
     if base is not None and not read_predictions(base).keys() & {study.study for study in scored}:
         raise ValueError(f"{base} has predicted none of these {len(scored)} studies: give an evaluation of the same")
     validation = _validation(judged, whole, studies)
-    leakage = check_leakage(whole, looks=looks(whole, progress=progress) if duplicates else None)
+    seen = looks(whole, progress=progress) if duplicates else None
+    leakage = check_leakage(whole, test=split or "test", looks=seen)
     out = Path(out)
     look, rows = _predict(
         trained, judged, [*studies, *validation], out, predictions, overwrite, batch_size, workers, progress
@@ -245,7 +247,7 @@ def _score_wording(
     extra: Callable[[Sequence[str], Sequence[str], Sequence[str]], dict[str, Any]],
 ) -> None:
     """Adds the scores of `extra` to each block of written texts."""
-    for name in ("report", "findings", "impression"):
+    for name in TEXTS:
         own = [s for s in studies if getattr(s, name) and isinstance(rows[s.study].get(name), str)]
         if own and name in tasks:
             texts = [getattr(study, name) for study in own], [rows[study.study][name] for study in own]

@@ -30,6 +30,8 @@ def summary(result: Mapping[str, Any]) -> str:
     for name, block in result["faithfulness"].items():
         if isinstance(block, Mapping) and "caught" in block:
             said = f"no sign of looking in {', '.join(block['caught'])}" if block["caught"] else "looks at the image"
+            if not block.get("judged", True):
+                said = f"not judged: {'; '.join(dict.fromkeys(block['not_judged'].values()))}"
             lines.append(f"{name if name == 'twins' else f'probes, {name}'}: {said}")
     if "tasks" in result.get("base", {}):
         from vol3d.evaluation.compare import comparison_text

@@ -1,4 +1,4 @@
-"""The twins of a manifest, read from the reports that a model wrote of them."""
+"""The twins of a manifest, read from the reports, or parts of them, that a model wrote of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vol3d.data.study import TEXTS
 from vol3d.evaluation.faithfulness import TwinPair, twin_consistency, twin_pairs
 
 if TYPE_CHECKING:
@@ -19,13 +20,13 @@ def twins_of(
     """Does the report follow the one thing that differs between a study and its twin? Empty without twins."""
     from vol3d.text.parser import parse_findings
 
-    outputs = {
-        name: parse_findings(row["report"]) for name, row in predictions.items() if isinstance(row.get("report"), str)
-    }
-    if not outputs:
+    field = next((name for name in TEXTS if any(isinstance(row.get(name), str) for row in predictions.values())), None)
+    if field is None:
         return {}
+    told = {name: row[field] for name, row in predictions.items() if isinstance(row.get(field), str)}
+    outputs = {name: parse_findings(text) for name, text in told.items()}
     studies = [study for study in studies if {study.study, study.meta.get("twin_of", study.study)} <= outputs.keys()]
-    truths = {study.study: parse_findings(study.report or "") for study in studies}
+    truths = {study.study: parse_findings(getattr(study, field) or "") for study in studies}
     pairs = twin_pairs(studies, {name: {finding.key for finding in said} for name, said in outputs.items()})
     if not pairs:
         return {}

@@ -14,7 +14,7 @@ from torch import Tensor
 from vol3d.data.batch import Batch, Sample, collate
 from vol3d.data.cache import MASKS, Reader, VolumeCache
 from vol3d.data.parallel import map_in_order
-from vol3d.data.study import Study
+from vol3d.data.study import TEXTS, Study
 from vol3d.model.interfaces import Features, Task
 from vol3d.model.volume_lm import VolumeLM
 
@@ -90,8 +90,8 @@ class TrainedModel:
         return self
 
     def report(self, volume: MetaTensor | str | Path) -> str:
-        """The report of one volume: a path, or what `vol3d.read` gave."""
-        return next(iter(self._predict_one(volume, self._task("report")).values()))
+        """The report of one volume (a path, or what `vol3d.read` gave), or the part of it that the model writes."""
+        return next(iter(self._predict_one(volume, self._task(*TEXTS)).values()))
 
     def ask(self, volume: MetaTensor | str | Path, question: str, choices: Sequence[str] | None = None) -> str:
         """The answer to a question about one volume; one of `choices` when they are given."""
@@ -190,13 +190,13 @@ class TrainedModel:
             features, batch = self._see(self.sample(volume))
             return task.predict(self.model, features, batch)[0]
 
-    def _task(self, kind: str) -> Any:
-        """The first task that predicts `kind`."""
+    def _task(self, *kinds: str) -> Any:
+        """The first task that predicts one of `kinds`."""
         for task in self.tasks.values():
-            if task.kind == kind:
+            if task.kind in kinds:
                 return task
-        kinds = sorted({task.kind for task in self.tasks.values() if task.kind})
+        known = sorted({task.kind for task in self.tasks.values() if task.kind})
         raise ValueError(
-            f"this model was not trained for {kind!r}; it predicts {', '.join(kinds) or 'nothing by itself'}: train it "
-            f"with a recipe that has a task for {kind!r}"
+            f"this model was not trained for {kinds[0]!r}; it predicts {', '.join(known) or 'nothing by itself'}: "
+            f"train it with a recipe that has a task for {kinds[0]!r}"
         )

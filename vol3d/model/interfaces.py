@@ -169,7 +169,9 @@ class Task(Part, ABC):
     """A head, a loss, a prediction and a judgement around the shared model. The first argument of a subclass is the
     model, from which it reads widths; it must not keep it.
 
-    `kind` names what it predicts ("report", "vqa", "codes" …): a trained model's verbs find their task by it.
+    `kind` names what it predicts ("report", "findings", "vqa", "codes" …): a trained model's verbs find their task by
+    it, and its field in a row of predictions and its entry in evaluation.json are called so, but for the "answers" of
+    "vqa", which are scored as "vqa_closed" and "vqa_open", and the "boxes" of "grounding".
     `uses` says what the task reads besides the tokens: "visual" tokens are then projected once for all tasks of a
     step; with "scales" the features of a frozen encoder are not kept in memory. `encodes` says that it encodes an image
     of its own: a step of such tasks alone does not encode the batch, and gives them None for its features. `calibrates`
@@ -188,6 +190,13 @@ class Task(Part, ABC):
     @abstractmethod
     def predict(self, model: VolumeLM, features: Features, batch: Batch) -> list[dict[str, Any]]:
         """One JSON-ready dictionary a study."""
+
+    def reads(self, study: Study) -> Any:
+        """What a prediction reads of the study's row beside its volume (questions, boxes …), as JSON; None for nothing.
+
+        Kept predictions are stale when it changes, and it stays the study's own when another's volume is shown.
+        """
+        return None
 
     def labelled(self, study: Study) -> bool:
         """Whether the study carries a label this task can be judged by. False for a task that only helps training."""

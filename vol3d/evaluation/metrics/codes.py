@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from vol3d.evaluation.intervals import clustered_bootstrap, undefined
+from vol3d.evaluation.intervals import clustered_bootstrap, mean_defined, undefined
 from vol3d.evaluation.metrics.baselines import blind
 from vol3d.evaluation.metrics.ranking import Ranking
 
@@ -149,15 +149,8 @@ class CodeScores:
             hit = weights @ (said * self.positive)
             total = weights @ (said * (self.positive + self.negative)) + weights @ self.positive
             blocks.append(np.divide(2 * hit, total, out=np.full(hit.shape, np.nan), where=total > 0))
-        means = [_mean(block) for block in blocks]
+        means = [mean_defined(block, 1) for block in blocks]  # over the codes that are defined in that replicate
         return np.concatenate([np.stack(means, axis=1), *blocks], axis=1)
-
-
-def _mean(block: ndarray) -> ndarray:
-    """Over the codes that are defined in that replicate."""
-    known = np.isfinite(block)
-    count = known.sum(1)
-    return np.divide(np.where(known, block, 0).sum(1), count, out=np.full(len(block), np.nan), where=count > 0)
 
 
 def _bin(probabilities: ndarray, bins: int) -> ndarray:

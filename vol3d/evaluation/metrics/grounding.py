@@ -36,9 +36,9 @@ def score_grounding(
 
     Args:
         truths: label → box (x1, y1, z1, x2, y2, z2) in RAS mm, one mapping a study.
-        regions: the study's boxes with their "label", in the order of the prediction's "regions".
+        regions: the study's boxes with their "label", in the order of the prediction's "box_names".
         names: labels that can be answered; a region of another label is not scored.
-        predictions: {"boxes": [{"label", "min_mm", "max_mm", "score"}], "regions": [{"answer"}]}.
+        predictions: {"boxes": [{"label", "min_mm", "max_mm", "score"}], "box_names": [{"answer"}]}.
         blind: the same for another patient's volume.
         threshold: a box with a lower score is not given.
     """
@@ -92,7 +92,7 @@ def _right(
     predictions: Sequence[Mapping[str, Any]],
     names: Collection[str],
 ) -> list[list[float]]:
-    pairs = [zip(boxes, row["regions"], strict=True) for boxes, row in zip(regions, predictions, strict=True)]
+    pairs = [zip(boxes, row["box_names"], strict=True) for boxes, row in zip(regions, predictions, strict=True)]
     return [[float(box["label"] == said["answer"]) for box, said in row if box["label"] in names] for row in pairs]
 
 
@@ -107,7 +107,7 @@ def _wording(
     rows = [
         (box["label"], said["answer"], patient)
         for boxes, row, patient in zip(regions, predictions, patients, strict=True)
-        for box, said in zip(boxes, row["regions"], strict=True)
+        for box, said in zip(boxes, row["box_names"], strict=True)
         if box["label"] in names
     ]
     if not rows:

@@ -19,6 +19,7 @@ def score_reports(
     predicted: Sequence[str],
     patients: Sequence[Hashable],
     *,
+    blind: Sequence[str] | None = None,
     training: Sequence[str] = (),
     replicates: int = 1000,
     seed: int = 0,
@@ -28,6 +29,8 @@ def score_reports(
     Args:
         truths, predicted: whole reports, one a study.
         patients: who each study belongs to.
+        blind: what is written of another patient's volume; without it the reports are dealt to other patients, which is
+            the same where nothing but the volume was read.
         training: the reports the model was trained on, for the wording of the baselines; without them the text
             prior is the most common report of the truths, which flatters the baseline.
 
@@ -46,11 +49,16 @@ def score_reports(
     read = [finding_keys(text) for text in source] if training else keys
     normal = baselines.always_normal(len(truths), source, read)
     constant = {"always_normal": normal, "text_prior": baselines.text_prior(source, len(truths))}
-    known = Texts([*truths, *predicted, *(texts[0] for texts in constant.values())])
+    known = Texts([*truths, *predicted, *(blind or ()), *(texts[0] for texts in constant.values())])
 
     result = score_findings(keys, outputs, patients, replicates=replicates, seed=seed)
     result |= score_text(truths, predicted, patients, known=known, replicates=replicates, seed=seed)
-    result["baselines"] = {"blind": _blind(truths, predicted, keys, outputs, patients, known, seed)}
+    result["baselines"] = {
+        "blind": _blind(truths, predicted, keys, outputs, patients, known, seed)
+        if blind is None
+        else _finding_values(keys, [finding_keys(text) for text in blind], patients)
+        | _text_values(truths, blind, patients, known)
+    }
     for name, texts in constant.items():
         findings = _finding_values(keys, [finding_keys(texts[0])] * len(texts), patients)
         result["baselines"][name] = findings | _text_values(truths, texts, patients, known) | {"text": texts[0]}

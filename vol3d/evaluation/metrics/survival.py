@@ -8,7 +8,7 @@ Source: Harrell et al. 1982; Graf et al. 1999 (Brier); Uno et al. 2007 (AUC), 20
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from scipy.sparse import csr_array
 
-from vol3d.evaluation.intervals import clustered_bootstrap
+from vol3d.evaluation.intervals import clustered_bootstrap, mean_defined
 from vol3d.evaluation.metrics.baselines import blind
 from vol3d.evaluation.metrics.ranking import Ranking
 
@@ -29,6 +29,7 @@ DEFINITIONS = {
     "censoring",
     "brier": "mean squared error of the predicted chance of no event by the horizon, weighted for censoring",
 }
+NO_PAIR = "no pair of studies of which one surely had the event first"
 Vector = Float[ndarray, " _studies"]
 _BLOCK = 500
 
@@ -73,7 +74,7 @@ def score_outcome(
     for name, estimate in zip(("c_index", "c_index_ipcw"), estimates, strict=True):
         result[name] = estimate
         if estimate["value"] is None:
-            estimate["note"] = "no pair of studies of which one surely had the event first"
+            estimate["note"] = NO_PAIR
     baselines: dict[str, float | None] = {"c_index": 0.5, "c_index_ipcw": 0.5}
     for horizon, chance in (survival or {}).items():
         at = _Horizon(days, events, risk, chance, float(horizon))
@@ -97,8 +98,8 @@ def score_outcomes(
         patients: name → the patient of each of its studies.
 
     Returns:
-        The mean over outcomes of "c_index" and "c_index_ipcw" (with one outcome, its own), "per_outcome" and
-        "baselines".
+        The mean of "c_index" and "c_index_ipcw" over the outcomes that have one (those left out are told in its
+        "note"), "per_outcome" and "baselines".
     """
     options = {"replicates": replicates, "seed": seed}
     scored = {
@@ -111,19 +112,28 @@ def score_outcomes(
 
     def statistic(weights: ndarray) -> ndarray:
         parts = np.split(weights, ends[:-1], axis=1)
-        return np.mean([table.both(part) for table, part in zip(tables, parts, strict=True)], axis=0)
+        return mean_defined(np.stack([table.both(part) for table, part in zip(tables, parts, strict=True)]), 0)
 
     names = ("c_index", "c_index_ipcw")
     means = dict(zip(names, clustered_bootstrap(statistic, everyone, **options), strict=True))
+    known = {name: one for name, one in scored.items() if one["c_index"]["value"] is not None}
+    note_left_out(means.values(), [name for name in scored if name not in known])
     baselines = {
-        kind: {name: _mean([one["baselines"][kind][name] for one in scored.values()]) for name in means}
+        kind: {name: _mean([one["baselines"][kind][name] for one in known.values()]) for name in means}
         for kind in ("constant", "blind")
     }
     return {**means, "per_outcome": scored, "baselines": baselines, "definitions": DEFINITIONS}
 
 
+def note_left_out(scores: Iterable[dict[str, Any]], outcomes: Sequence[str]) -> None:
+    """Tell in a mean's note which outcomes it is without."""
+    for score in scores if outcomes else ():
+        score["note"] = "; ".join(filter(None, (score.get("note"), f"without {', '.join(outcomes)}: {NO_PAIR}")))
+
+
 def _mean(values: Sequence[float | None]) -> float | None:
-    return None if None in values else float(np.mean([value for value in values if value is not None]))
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
 def _blind(

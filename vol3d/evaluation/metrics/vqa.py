@@ -20,7 +20,7 @@ DEFINITIONS = {
     "accuracy": "share of closed questions whose answer names the right choice and no other, by its letter or its "
     "words; an answer that cannot be read counts as wrong",
     "m3d_substring_accuracy": "M3D-Bench's accuracy: the right letter followed by a full stop occurs anywhere in the "
-    "output (an output that lists every choice scores 1)",
+    "output (an output that lists every choice scores 1); one of the choices word for word counts with its letter",
     "readable": "share of answers that name exactly one choice",
     "exact_match": "open answers: share equal to the truth in lower case, without articles and punctuation",
     "token_f1": "open answers: mean F1 of their words",
@@ -38,17 +38,20 @@ _NOISE = re.compile(r"\b(?:a|an|the)\b|[^\w\s]", re.IGNORECASE)
 def read_choice(output: str, choices: Sequence[str]) -> int | None:
     """Which of the choices an output names; None when it names none, or more than one.
 
-    Read in this order: the words of a choice as the whole answer ("the left kidney"), a letter at its start ("B",
-    "B.", "(B)", "Answer: B"), the words of exactly one choice within the answer.
+    Read in this order: a choice word for word, its words as the whole answer ("the left kidney"), or behind its own
+    letter ("C. Dissection (Stanford A)"); a letter at its start ("B", "B.", "(B)", "Answer: B") and no other; the words
+    of exactly one choice within the answer.
     """
-    words = plain(output)
-    whole = [number for number, choice in enumerate(choices) if plain(choice) == words]
-    if len(whole) == 1:
-        return whole[0]
-    leading = _LEADING_LETTER.match(output.strip())
+    output, words = output.strip(), plain(output)
+    for said, given in ((output, [choice.strip() for choice in choices]), (words, [plain(c) for c in choices])):
+        if given.count(said) == 1:
+            return given.index(said)
+    leading = _LEADING_LETTER.match(output)
     letters = {letter for letter in re.findall(r"\b([A-Z])[.)]", output) if letter in LETTERS[: len(choices)]}
-    if leading and leading.group(1) in LETTERS[: len(choices)] and len(letters | {leading.group(1)}) == 1:
-        return LETTERS.index(leading.group(1))
+    if leading and leading.group(1) in LETTERS[: len(choices)]:
+        place = LETTERS.index(leading.group(1))
+        if len(letters | {leading.group(1)}) == 1 or plain(output[leading.end() :]) == plain(choices[place]):
+            return place
     if letters:
         return LETTERS.index(letters.pop()) if len(letters) == 1 else None
     named = [i for i, choice in enumerate(choices) if plain(choice) and f" {plain(choice)} " in f" {words} "]
@@ -77,6 +80,7 @@ def score_closed(
     """Closed questions: DEFINITIONS' accuracies with 95 % patient-clustered intervals, and three baselines.
 
     Args:
+        outputs: what the model says: a choice word for word, its letter, or any text.
         choices: the choices of each question; answers: the index of the right one.
         blind_outputs: what the model says to the same questions before another patient's volume; without them the
             outputs are dealt to other patients' questions, which says little when these differ.
@@ -94,7 +98,8 @@ def score_closed(
     once = np.ones(len(outputs))
     read = [read_choice(output, given) for output, given in zip(outputs, choices, strict=True)]
     right = np.array([float(one == two) for one, two in zip(read, answers, strict=True)])
-    loose = np.array([float(m3d_substring_correct(o, a)) for o, a in zip(outputs, answers, strict=True)])
+    lettered = [_lettered(*pair) for pair in zip(outputs, choices, strict=True)]
+    loose = np.array([float(m3d_substring_correct(o, a)) for o, a in zip(lettered, answers, strict=True)])
     named = np.array([float(one is not None) for one in read])
     most = Counter(answers).most_common(1)[0][0]
     guessed = [most] * len(answers) if prior is None else prior
@@ -105,10 +110,11 @@ def score_closed(
     try:
         dealt = blind(outputs, patients, seed) if blind_outputs is None else blind_outputs
         seen = [read_choice(output, given) for output, given in zip(dealt, choices, strict=True)]
+        lettered = [_lettered(*pair) for pair in zip(dealt, choices, strict=True)]
         shuffled = {
             "accuracy": float(np.mean([one == two for one, two in zip(seen, answers, strict=True)])),
             "m3d_substring_accuracy": float(
-                np.mean([m3d_substring_correct(*p) for p in zip(dealt, answers, strict=True)])
+                np.mean([m3d_substring_correct(*p) for p in zip(lettered, answers, strict=True)])
             ),
             "readable": float(np.mean([one is not None for one in seen])),
         }
@@ -259,11 +265,11 @@ def _score_closed_rows(
 ) -> dict[str, Any]:
     choices = [list(row["choices"]) for row in asked]
     return score_closed(
-        [_lettered(*pair) for pair in zip(said, choices, strict=True)],
+        said,
         choices,
         [given.index(row["answer"]) for given, row in zip(choices, asked, strict=True)],
         patients,
-        blind_outputs=None if blind_said is None else [_lettered(*p) for p in zip(blind_said, choices, strict=True)],
+        blind_outputs=blind_said,
         prior=[prior.choice(row) for row in asked] if prior.answers else None,
         **options,
     )
