@@ -10,10 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vol3d.data.boxes import mirror_box
-from vol3d.data.study import Study
+from vol3d.data.study import TEXTS, Study
 from vol3d.text.lexicon import swap_sides
-
-_TEXTS = ("report", "findings", "impression")
 
 
 def names_a_side(study: Study) -> bool:
@@ -32,7 +30,7 @@ def mirror_study(study: Study, affine: NDArray[np.float64], width: int) -> Study
         affine: (4, 4) voxel index → RAS mm of the grid that was flipped.
         width: its voxels along x.
     """
-    changes: dict[str, Any] = {name: swap_sides(text) for name in _TEXTS if (text := vars(study)[name])}
+    changes: dict[str, Any] = {name: swap_sides(text) for name in TEXTS if (text := vars(study)[name])}
     for name in ("labels_known", "mask_labels", "finding_labels"):
         changes[name] = {swap_sides(key): value for key, value in getattr(study, name).items()}
     changes["boxes"] = [_mirror_box(box, affine, width) for box in study.boxes]

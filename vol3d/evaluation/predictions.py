@@ -37,7 +37,7 @@ def fingerprint(trained: TrainedModel, studies: Iterable[Study]) -> dict[str, st
     for study in studies:
         image = file_identity(study.image) if study.image.exists() else str(study.image)
         read = [told for task in trained.tasks.values() if (told := task.reads(study))]
-        read += [modality] if (modality := study.meta.get("modality")) else []
+        read += [study.modality] if study.modality else []
         shown.update(json.dumps([study.study, image, read]).encode())
     if trained.folder is not None and (trained.folder / "model.safetensors").is_file():
         model = model_identity(trained.folder)
