@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,12 +14,11 @@ from torch import Tensor, nn
 from vol3d.model.interfaces import Features, Part
 from vol3d.model.language import LanguageModel, pad
 from vol3d.model.volume_lm import VolumeLM
+from vol3d.model.words import sentences, word_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_SENTENCE = re.compile(r"(?<=[.;:!?])\s+|\n+")
-_WORD = re.compile(r"[a-z]+|\d+(?:\.\d+)?")
 _SPECIAL = ("pad_token", "unk_token", "bos_token", "eos_token", "cls_token", "sep_token", "mask_token")
 
 
@@ -70,7 +66,7 @@ class SentenceEncoder(TextEncoder):
 
     Args:
         embed_dim: width. depth, num_heads: of the transformer. buckets: rows of the word table.
-        max_words: words of a sentence that are read.
+        max_words: words of a sentence that are read; in Chinese, Japanese and Thai a letter is a word.
 
     Shape:
         texts → (texts, embed_dim)
@@ -99,7 +95,7 @@ class SentenceEncoder(TextEncoder):
         return dict(self.init_args)
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        split = [_sentences(text) for text in texts]
+        split = [sentences(text) for text in texts]
         known = {sentence: number for number, sentence in enumerate(dict.fromkeys(s for row in split for s in row))}
         vectors = self.sentences(list(known))
         row = torch.tensor([r for r, row in enumerate(split) for _ in row], device=vectors.device)
@@ -121,22 +117,6 @@ class SentenceEncoder(TextEncoder):
         kept = (~absent).unsqueeze(-1).to(hidden.dtype)
         mean = (hidden * kept).sum(1) / kept.sum(1)
         return self.value(mean) * self.gate(mean).sigmoid()
-
-
-def _sentences(text: str) -> list[str]:
-    found = [part.strip().lower() for part in _SENTENCE.split(text)]
-    found = [part for part in found if _WORD.search(part)]
-    return found or [text.strip().lower() or "empty"]
-
-
-@lru_cache(maxsize=100_000)
-def word_ids(sentence: str, buckets: int) -> tuple[int, ...]:
-    """Rows of the word table, 1 … buckets; sizes in cm and mm are read as the same whole millimetres."""
-    words = _WORD.findall(sentence)
-    for place in range(len(words) - 1):
-        if words[place + 1] == "cm" and words[place][0].isdigit():
-            words[place : place + 2] = [f"{float(words[place]) * 10:.0f}", "mm"]
-    return tuple(1 + zlib.crc32(word.encode()) % buckets for word in words) or (1,)
 
 
 class PretrainedText(TextEncoder):
