@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vol3d.model.hub import load_text_model
 from vol3d.model.interfaces import Features, Part
 from vol3d.model.language import LanguageModel, pad
 from vol3d.model.volume_lm import VolumeLM
@@ -142,7 +143,7 @@ class PretrainedText(TextEncoder):
 
         settings = dict(config)
         built = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        self.model: PreTrainedModel = AutoModel.from_config(built)
+        self.model: PreTrainedModel = AutoModel.from_config(built, trust_remote_code=False)
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.max_length = min(max_length, _positions(built))
         self.embed_dim = self.model.get_input_embeddings().embedding_dim
@@ -154,16 +155,7 @@ class PretrainedText(TextEncoder):
         Raises:
             ValueError: it cannot be loaded, or its tokenizer has no fast form.
         """
-        from transformers import AutoModel, AutoTokenizer
-
-        try:
-            model, tokenizer = AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise ValueError(
-                f"text encoder {name!r} could not be loaded ({reason}): give a folder with config.json, weights and "
-                'tokenizer, a Hub name this machine can reach, "language" for the model\'s own, or "scratch"'
-            ) from error
+        model, tokenizer = load_text_model(name)
         if not tokenizer.is_fast:
             raise ValueError(f"text encoder {name!r} has no fast tokenizer: save it with one (tokenizer.json)")
         if tokenizer.pad_token is None:
