@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,6 +74,11 @@ class Ensemble(Recomputing):
     def pass_on(self, value: bool) -> None:
         for member in self.members:
             member.checkpointing = value
+
+    @property
+    def smallest_shape(self) -> Triple:
+        shapes = [super().smallest_shape, *(member.smallest_shape for member in self.members)]
+        return tuple(math.lcm(*sizes) for sizes in zip(*shapes, strict=True))
 
     def forward(self, image: Volumes, affine: Affines | None = None) -> Features:
         self.check_channels(image)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from vol3d.encoders.recompute import KEEP_PRODUCTS, Recomputing
 from vol3d.encoders.stems import check_folding, strided_affine
@@ -58,7 +59,7 @@ class ResNet3D(Recomputing):
         self.in_channels, self.embed_dim, self.patch_size = in_channels, 32 * width, (32, 32, 16)
         self.checkpointing, self.preset = checkpointing, preset
         self.conv1 = nn.Conv3d(stem_channels, width, (7, 7, 3), stride=(2, 2, 1), padding=(3, 3, 1), bias=False)
-        self.bn1 = BatchNorm3d(width)
+        self.bn1 = nn.BatchNorm3d(width)
         channels = width
         for stage, depth in enumerate(layers):
             blocks = []
@@ -92,13 +93,13 @@ class ResNet3D(Recomputing):
         image = F.conv3d(image, weight, stride=self.conv1.stride, padding=self.conv1.padding)
         # From here on channels lie innermost: norms and pointwise convolutions run over memory as it lies.
         image = image.contiguous(memory_format=torch.channels_last_3d)
-        image = F.relu(self.bn1(image, counted), inplace=True)
+        image = F.relu(_normed(self.bn1, image, counted), inplace=True)
         return image, F.max_pool3d(image, kernel_size=3, stride=2, padding=1)
 
     def _counting(
         self,
         part: Callable[..., tuple[Tensor, ...]],
-        norms: list[BatchNorm3d],
+        norms: list[nn.Module],
         image: Tensor,
         keep: Callable[..., Any] | None = None,
     ) -> tuple[Tensor, ...]:
@@ -108,7 +109,7 @@ class ResNet3D(Recomputing):
         found = self.run(_counted, part, image, keep=keep)
         given, flat = found[: len(found) - 2 * len(norms)], found[len(found) - 2 * len(norms) :]
         for norm, mean, variance in zip(norms, flat[::2], flat[1::2], strict=True):
-            norm.count(mean, variance)
+            _count(norm, mean, variance)
         return given
 
     def head_outputs(self, features: Features) -> dict[str, Tensor]:
@@ -128,25 +129,30 @@ def _counted(part: Callable[..., tuple[Tensor, ...]], image: Tensor) -> tuple[Te
     return (*part(image, counted), *counted)
 
 
-class BatchNorm3d(nn.BatchNorm3d):
-    """BatchNorm that can hand out a batch's statistics instead of counting them."""
+def _normed(norm: nn.Module, image: Tensor, counted: list[Tensor] | None) -> Tensor:
+    """What a batch norm gives, of one device or of all (SyncBatchNorm); with `counted`, its share of the running
+    statistics goes there, not into them."""
+    if counted is None:
+        return norm(image)
+    mean, variance = norm.weight.new_zeros(norm.num_features), norm.weight.new_zeros(norm.num_features)
+    counted += [mean, variance]
+    if not norm.training:
+        return norm(image)
+    share = {
+        "running_mean": mean,
+        "running_var": variance,
+        "num_batches_tracked": norm.weight.new_zeros((), dtype=torch.long),
+    }
+    return functional_call(norm, share, (image,))
 
-    def forward(self, image: Tensor, counted: list[Tensor] | None = None) -> Tensor:
-        if counted is None:
-            return super().forward(image)
-        mean, variance = self.weight.new_zeros(self.num_features), self.weight.new_zeros(self.num_features)
-        counted += [mean, variance]
-        if not self.training:
-            return super().forward(image)
-        return F.batch_norm(image, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
 
-    def count(self, mean: Tensor, variance: Tensor) -> None:
-        """Count what was handed out, unless the norm is held in eval mode."""
-        if not self.training:
-            return
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
-        self.num_batches_tracked += 1
+def _count(norm: nn.Module, mean: Tensor, variance: Tensor) -> None:
+    """Count what was handed out, unless the norm is held in eval mode."""
+    if not norm.training:
+        return
+    norm.running_mean.mul_(1 - norm.momentum).add_(mean)
+    norm.running_var.mul_(1 - norm.momentum).add_(variance)
+    norm.num_batches_tracked += 1
 
 
 class Pointwise3D(nn.Conv3d):
@@ -167,15 +173,15 @@ class Bottleneck3D(nn.Module):
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = Pointwise3D(channels, width), BatchNorm3d(width)
+        self.conv1, self.bn1 = Pointwise3D(channels, width), nn.BatchNorm3d(width)
         self.conv2 = nn.Conv3d(width, width, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = BatchNorm3d(width)
-        self.conv3, self.bn3 = Pointwise3D(width, 4 * width), BatchNorm3d(4 * width)
+        self.bn2 = nn.BatchNorm3d(width)
+        self.conv3, self.bn3 = Pointwise3D(width, 4 * width), nn.BatchNorm3d(4 * width)
         self.downsample = None
         if stride != 1 or channels != 4 * width:
-            self.downsample = nn.Sequential(Pointwise3D(channels, 4 * width, stride), BatchNorm3d(4 * width))
+            self.downsample = nn.Sequential(Pointwise3D(channels, 4 * width, stride), nn.BatchNorm3d(4 * width))
 
-    def norms(self) -> list[BatchNorm3d]:
+    def norms(self) -> list[nn.Module]:
         """In the order in which they count."""
         skipping = [] if self.downsample is None else [self.downsample[1]]
         return [*skipping, self.bn1, self.bn2, self.bn3]
@@ -183,11 +189,11 @@ class Bottleneck3D(nn.Module):
     def forward(self, image: Tensor, counted: list[Tensor] | None = None) -> tuple[Tensor]:
         residual = image
         if self.downsample is not None:
-            residual = self.downsample[1](self.downsample[0](image), counted)
+            residual = _normed(self.downsample[1], self.downsample[0](image), counted)
         # In place: what a norm gives is read by nothing else, not even by its own backward pass.
-        out = F.relu(self.bn1(self.conv1(image), counted), inplace=True)
-        out = F.relu(self.bn2(self.conv2(out), counted), inplace=True)
-        out = self.bn3(self.conv3(out), counted)
+        out = F.relu(_normed(self.bn1, self.conv1(image), counted), inplace=True)
+        out = F.relu(_normed(self.bn2, self.conv2(out), counted), inplace=True)
+        out = _normed(self.bn3, self.conv3(out), counted)
         return (F.relu(out.add_(residual), inplace=True),)
 
 

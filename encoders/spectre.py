@@ -66,6 +66,10 @@ class SpectreEncoder(Recomputing):
             patch_dim=2 * embed_dim, depth=combiner_depth, rope_kwargs={"base": 100.0}, **shared
         )
 
+    @property
+    def smallest_shape(self) -> Triple:
+        return self.crop_size
+
     def grid_size(self, shape: Triple) -> Triple:
         for axis, (size, crop) in enumerate(zip(shape, self.crop_size, strict=True)):
             if size % crop:

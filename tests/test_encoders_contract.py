@@ -128,6 +128,8 @@ def test_any_grid(name: str, encoder: Encoder, which: int) -> None:
     sizes = [math.prod(scale.shape[2:]) for scale in features.scales]
     assert sizes == sorted(sizes, reverse=True)  # finest first
     assert all(size > math.prod(features.grid_size) for size in sizes)
+    if not which:
+        encoder(torch.zeros(1, images.shape[1], *encoder.smallest_shape))
 
 
 def test_every_parameter_gets_a_gradient(name: str, encoder: Encoder) -> None:

@@ -192,6 +192,20 @@ def test_a_norm_held_in_eval_mode_counts_nothing() -> None:
     torch.testing.assert_close(dict(encoder.named_buffers()), before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_synchronised_norms_give_and_count_what_plain_ones_do(checkpointing: bool) -> None:
+    """`trainer.sync_batchnorm: true` puts torch's SyncBatchNorm in every norm's place."""
+    plain = vol3d.encoders.ResNet3D(layers=LAYERS, width=8).train()
+    twin = vol3d.encoders.ResNet3D(layers=LAYERS, width=8, checkpointing=checkpointing)
+    twin.load_state_dict(plain.state_dict())
+    twin = torch.nn.SyncBatchNorm.convert_sync_batchnorm(twin).train()
+    image = torch.rand(2, 1, 64, 32, 16)
+    for encoder in (plain, twin):
+        encoder(image).tokens.square().sum().backward()
+    torch.testing.assert_close(dict(twin.named_buffers()), dict(plain.named_buffers()))
+    agree(twin.conv1.weight.grad, plain.conv1.weight.grad)
+
+
 def test_published_sizes() -> None:
     with torch.device("meta"):
         encoder = vol3d.encoders.create("merlin-i3d-resnet152")

@@ -67,6 +67,29 @@ def test_half_precision_keeps_the_loss_in_fp32() -> None:
     assert hidden.grad.dtype == head.weight.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_float16_is_as_exact_as_torchs_own_loss_under_a_loss_scale(dtype: torch.dtype) -> None:
+    """Probabilities of 1 / 16,000, shared among 1,024 positions, are less than float16 holds."""
+    torch.manual_seed(0)
+    hidden, head, scale = torch.randn(1024, 16, dtype=dtype), nn.Linear(16, 16000), 65536.0
+    nn.init.normal_(head.weight, std=0.02)
+    targets = torch.randint(0, 16000, (1024,))
+
+    def gradients(*, ours: bool, half: bool) -> list[Tensor]:
+        read = (hidden if half else hidden.float()).clone().requires_grad_()
+        with torch.autocast("cpu", torch.float16, enabled=half):
+            loss = linear_cross_entropy(read, head, targets) if ours else F.cross_entropy(head(read).float(), targets)
+        found = torch.autograd.grad(scale * loss, [read, *head.parameters()])
+        return [gradient.float() / scale for gradient in found]
+
+    exact = gradients(ours=False, half=False)
+    errors = [
+        [float((given - right).norm() / right.norm()) for given, right in zip(found, exact, strict=True)]
+        for found in (gradients(ours=True, half=True), gradients(ours=False, half=True))
+    ]
+    assert all(mine < 1.2 * torchs + 1e-4 for mine, torchs in zip(*errors, strict=True)), errors
+
+
 def test_liger_is_refused_where_it_cannot_run() -> None:
     hidden, head, targets = parts(bias=False)
     with pytest.raises(ValueError, match=r"liger-kernel runs on a GPU, the model is on cpu: use .*'chunked'"):

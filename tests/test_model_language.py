@@ -96,6 +96,24 @@ def test_chat_template_is_respected(language: LanguageModel) -> None:
     assert text == "[user]Look: <volume><volume> Write.[end][assistant]"
 
 
+def test_a_template_of_sharegpt_turns_gets_the_prompt(language: LanguageModel) -> None:
+    """As RadLLaMA's."""
+    language.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['from'] == 'human' %}### Human: {{ m['value'] }}\n{% endif %}{% endfor %}"
+    )
+    ids = language.prompt_ids("Look: <volume> Write.", 2)
+    assert language.tokenizer.decode(ids) == "### Human: Look: <volume><volume> Write.\n"
+
+
+@pytest.mark.parametrize(("template", "left"), [("{{ m.text }}", 0), ("{{ m.content }}{{ m.content }}", 2)])
+def test_a_template_that_loses_or_repeats_the_volume_is_an_error(
+    template: str, left: int, language: LanguageModel
+) -> None:
+    language.tokenizer.chat_template = "{% for m in messages %}" + template + "{% endfor %}"
+    with pytest.raises(ValueError, match=rf"has 1 <volume> placeholders, its chat template left {left} .*template"):
+        language.prompt_ids("Look: <volume> Write.", 2)
+
+
 def test_adding_the_volume_token_leaves_vocabulary_and_weights_alone(language: LanguageModel) -> None:
     rows = language.model.get_input_embeddings().num_embeddings
     assert language.volume_id == rows == len(language.tokenizer) - 1

@@ -89,6 +89,26 @@ def test_finer_maps_are_found_for_encoders_with_and_without_them():
     assert encoder("unet").training, "looking at a few voxels leaves the encoder as it was"
 
 
+def test_finer_maps_are_found_on_a_volume_that_the_encoder_takes():
+    """Members whose patches do not divide each other's, and an encoder that reads whole crops."""
+    small = {"name": "vit3d-tiny", "embed_dim": 24, "depth": 1, "num_heads": 2}
+    members = [small | {"patch_size": (12, 12, 6), "stem": "linear"}, small | {"patch_size": (16, 16, 8)}]
+    ensemble = vol3d.encoders.Ensemble(members=members, embed_dim=24, num_heads=2, depth=1)
+    assert ensemble.smallest_shape == (96, 96, 48)
+    assert finer_maps(ensemble) == finer_maps(ensemble.members[1])
+    assert finer_maps(Crops(embed_dim=24, depth=1, num_heads=2, patch_size=(4, 4, 2))) == ([], [])
+
+
+class Crops(vol3d.encoders.ViT3D):
+    """Takes multiples of a crop only, as SpectreEncoder."""
+
+    smallest_shape = (12, 12, 6)
+
+    def grid_size(self, shape):
+        assert not any(size % crop for size, crop in zip(shape, self.smallest_shape, strict=True))
+        return super().grid_size(shape)
+
+
 def test_features_without_the_maps_the_decoder_reads_are_refused():
     of = encoder().eval()
     head, image = decoder(of), torch.randn(1, 1, *SHAPE)

@@ -15,8 +15,9 @@ import vol3d
 from vol3d.data.batch import Batch, Sample, collate
 from vol3d.model.interfaces import Evidence, Features
 from vol3d.model.pretrained import build, save
-from vol3d.model.text_encoder import PretrainedText, SentenceEncoder, text_encoder, word_ids
+from vol3d.model.text_encoder import PretrainedText, SentenceEncoder, text_encoder
 from vol3d.model.volume_lm import VolumeLM
+from vol3d.model.words import sentences, word_ids
 from vol3d.tasks import Retrieval
 from vol3d.tasks.retrieval import says
 from vol3d.training.contrastive import infonce
@@ -175,6 +176,34 @@ def test_words_are_read_in_their_order_and_sentences_in_none() -> None:
     assert (swapped[0] - swapped[2]).abs().max() > 1e-3
     assert word_ids("a 1.4 cm nodule", 4096) == word_ids("a 14 mm nodule", 4096)
     assert tower(["", "…"]).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("text", "other", "words"),
+    [
+        ("Großer Pleuraerguß.", "Großer Pleuratumor.", 2),
+        ("Épanchement pleural gauche.", "E\u0301panchement pleural droit.", 3),
+        ("Плевральный выпот слева.", "Плевральный выпот справа.", 3),
+        ("左侧胸腔积液。肝脏正常。", "右侧胸腔积液。肝脏正常。", 6),
+        ("ตับปกติ", "ไตปกติ", 5),
+        ("बायाँ फेफड़ा सामान्य है।", "दायाँ फेफड़ा सामान्य है।", 4),
+        ("انصباب جنبي أيسر.", "انصباب جنبي أيمن.", 3),
+    ],
+)  # fmt: skip
+def test_every_script_is_read(text: str, other: str, words: int) -> None:
+    torch.manual_seed(0)
+    first, second = SentenceEncoder(**SMALL)([text, other])
+    assert (first - second).abs().max() > 1e-3
+    assert len(word_ids(sentences(text)[0], 4096)) == words
+
+
+def test_english_words_keep_their_rows() -> None:
+    """Saved towers know words by these numbers."""
+    assert sentences("Liver: no T12-L1 x_y.\nA 3.5 cm cyst; 2 cm² (new)") == [
+        "liver:", "no t12-l1 x_y.", "a 3.5 cm cyst;", "2 cm² (new)"
+    ]  # fmt: skip
+    rows = [word_ids(word, 4096) for word in ("liver", "x_y", "cm²", "t12")]
+    assert rows == [(3785,), (1668, 1558), (1919,), (2729, 1230)]
 
 
 def test_texts_of_a_batch_do_not_disturb_each_other() -> None:

@@ -84,6 +84,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wanted[2] else None,
         ]
         total, count = hidden.new_zeros((), dtype=torch.float32), max(1, len(targets))
+        # A position's share of the mean is taken at once, but float16 flushes such small numbers: it takes it last.
+        share = 1 if work.dtype == torch.float16 else count
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(targets), rows):
                 part = slice(start, start + rows)
@@ -97,10 +99,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 total += mass.log().sum()
                 if not any(wanted[:3]):
                     continue
-                logits.div_(mass * count)
-                logits.scatter_add_(1, targets[part, None], logits.new_full((len(logits), 1), -1.0 / count))
+                logits.div_(mass * share)
+                logits.scatter_add_(1, targets[part, None], logits.new_full((len(logits), 1), -1.0 / share))
                 _LinearCrossEntropy._add(grads, part, logits, work[part], matrix)
         ctx.save_for_backward(*grads)
+        ctx.left = count / share
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         return total / count
 
@@ -119,7 +122,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
         scaled = [
-            None if grad is None else (grad * given.to(grad.dtype)).to(dtype)
+            None if grad is None else (grad * (given / ctx.left).to(grad.dtype)).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return (*scaled, None, None)

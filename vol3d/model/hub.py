@@ -1,4 +1,5 @@
-"""Loading a Hugging Face causal LM by Hub name or folder, with errors that say the way out."""
+"""Loading Hugging Face models by Hub name or folder, with errors that say the way out. Code that lies beside a model's
+weights is never run, and nobody is asked whether it should be."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ def load_causal_lm(
         extra["gguf_file"] = gguf_file
     config = None if quantization is None else four_bit(quantization, dtype, adapted=adapted)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **extra)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **extra)
         if gguf_file is not None:
             from transformers import GgufConfig
 
@@ -51,10 +52,14 @@ def load_causal_lm(
         if config is not None:
             extra["quantization_config"] = config
         model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=getattr(torch, dtype), attn_implementation=attn_implementation, **extra
+            name,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attn_implementation,
+            trust_remote_code=False,
+            **extra,
         )
     except (OSError, ValueError) as error:
-        raise ValueError(_why(name, error)) from error
+        raise ValueError(_why("language model", name, error, _LANGUAGE)) from error
     return model, tokenizer
 
 
@@ -67,24 +72,69 @@ def causal_lm_without_weights(name: str, dtype: str = "float32") -> tuple[PreTra
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     try:
-        config, tokenizer = AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ValueError(_why(name, error)) from error
-    return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)), tokenizer
+        raise ValueError(_why("language model", name, error, _LANGUAGE)) from error
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+    return model, tokenizer
 
 
-def _why(name: str, error: Exception) -> str:
+def load_text_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer of a Hub name or folder that reads texts, in float32.
+
+    A BERT published under a name and with classes of its own (CXR-BERT) is read as the BERT that it is.
+
+    Raises:
+        ValueError: a name that cannot be loaded, or weights that are not all of a BERT's.
+    """
+    from transformers import CONFIG_MAPPING, AutoModel, AutoTokenizer, PreTrainedConfig
+
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name)
+        kind = config.get("model_type", "")
+        if kind.endswith("bert") and kind not in CONFIG_MAPPING:
+            return _as_bert(name, config)
+        model = AutoModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
+        return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(_why("text encoder", name, error, _TEXT)) from error
+
+
+def _as_bert(name: str, config: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    own = BertConfig(**{key: value for key, value in config.items() if key not in ("model_type", "auto_map")})
+    model, found = BertModel.from_pretrained(name, config=own, dtype=torch.float32, output_loading_info=True)
+    # Checkpoints of masked language models have no pooler; only the last hidden states are read.
+    if missing := sorted(key for key in found["missing_keys"] if not key.startswith("pooler.")):
+        raise ValueError(f"as a BERT it lacks {len(missing)} of {len(model.state_dict())} tensors {missing[:3]}")
+    return model, BertTokenizerFast.from_pretrained(name)
+
+
+_LANGUAGE = (
+    "give a folder with config.json and weights, a Hub name that this machine can reach and you have access to, or use "
+    "vol3d.model.language.Scratch"
+)
+_TEXT = (
+    'give a folder with config.json, weights and tokenizer, a Hub name this machine can reach, "language" for the '
+    'model\'s own, or "scratch"'
+)
+
+
+def _why(part: str, name: str, error: Exception, way: str) -> str:
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if any(word in str(error).lower() for word in ("gated", "401 client", "403 client", "restricted")):
         return (
-            f"language model {name!r} is gated and this machine has no access to it ({first}): accept its licence at "
+            f"{part} {name!r} is gated and this machine has no access to it ({first}): accept its licence at "
             f"https://huggingface.co/{name} and log in with `hf auth login`, or give a folder that holds it"
         )
-    return (
-        f"language model {name!r} could not be loaded ({first}): give a folder with "
-        "config.json and weights, a Hub name that this machine can reach and you have access to, or use "
-        "vol3d.model.language.Scratch"
-    )
+    if "trust_remote_code" in str(error):
+        return (
+            f"{part} {name!r} needs Python code that lies beside its weights (auto_map in config.json), which vol3d "
+            "does not run: name a model of an architecture that transformers has itself"
+        )
+    return f"{part} {name!r} could not be loaded ({first}): {way}"
 
 
 def four_bit(quantization: str, dtype: str, *, adapted: bool) -> Any:

@@ -87,6 +87,11 @@ class Encoder(Part, ABC):
     @abstractmethod
     def forward(self, image: Volumes, affine: Affines | None = None) -> Features: ...
 
+    @property
+    def smallest_shape(self) -> Triple:
+        """Voxels along x, y, z of a small image that it takes, to look at what it gives."""
+        return tuple(2 * size for size in self.patch_size)
+
     def grid_size(self, shape: Triple) -> Triple:
         """Number of tokens along x, y, z for an image of `shape` voxels."""
         for axis, (size, patch) in enumerate(zip(shape, self.patch_size, strict=True)):

@@ -22,8 +22,9 @@ class LocalChat:
             raise ValueError(f"{folder} has no config.json: give the folder of a language model with its tokenizer")
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).to(device).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        self.model = model.to(device).eval()
         self.max_new_tokens = max_new_tokens
         self.__name__ = str(folder)
 

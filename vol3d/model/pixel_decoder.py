@@ -69,7 +69,7 @@ def _mix(width: int, *, finest: bool) -> nn.Sequential:
 def finer_maps(encoder: Encoder) -> tuple[list[int], list[Triple]]:
     """Channels and strides of an encoder's `scales`, finest first, found on a volume of a few tokens."""
     device = next(encoder.parameters()).device
-    shape = tuple(2 * size for size in encoder.patch_size)
+    shape = encoder.smallest_shape
     training = encoder.training
     encoder.eval()
     try:

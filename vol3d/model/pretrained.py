@@ -170,8 +170,8 @@ def _language(spec: Mapping[str, Any], folder: Path) -> LanguageModel:
 
     settings = dict(spec["config"])
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    lm = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec["dtype"]))
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    lm = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec["dtype"]), trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     for name, value in spec.get("generation", {}).items():
         setattr(lm.generation_config, name, value)
     return LanguageModel(

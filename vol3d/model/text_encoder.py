@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import json
-import re
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vol3d.model.hub import load_text_model
 from vol3d.model.interfaces import Features, Part
 from vol3d.model.language import LanguageModel, pad
 from vol3d.model.tokens import token_positions
 from vol3d.model.volume_lm import VolumeLM
+from vol3d.model.words import sentences, word_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_SENTENCE = re.compile(r"(?<=[.;:!?])\s+|\n+")
-_WORD = re.compile(r"[a-z]+|\d+(?:\.\d+)?")
 _SPECIAL = ("pad_token", "unk_token", "bos_token", "eos_token", "cls_token", "sep_token", "mask_token")
 
 
@@ -71,7 +68,7 @@ class SentenceEncoder(TextEncoder):
 
     Args:
         embed_dim: width. depth, num_heads: of the transformer. buckets: rows of the word table.
-        max_words: words of a sentence that are read.
+        max_words: words of a sentence that are read; in Chinese, Japanese and Thai a letter is a word.
 
     Shape:
         texts → (texts, embed_dim)
@@ -100,7 +97,7 @@ class SentenceEncoder(TextEncoder):
         return dict(self.init_args)
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        split = [_sentences(text) for text in texts]
+        split = [sentences(text) for text in texts]
         known = {sentence: number for number, sentence in enumerate(dict.fromkeys(s for row in split for s in row))}
         vectors = self.sentences(list(known))
         row = torch.tensor([r for r, row in enumerate(split) for _ in row], device=vectors.device)
@@ -122,22 +119,6 @@ class SentenceEncoder(TextEncoder):
         kept = (~absent).unsqueeze(-1).to(hidden.dtype)
         mean = (hidden * kept).sum(1) / kept.sum(1)
         return self.value(mean) * self.gate(mean).sigmoid()
-
-
-def _sentences(text: str) -> list[str]:
-    found = [part.strip().lower() for part in _SENTENCE.split(text)]
-    found = [part for part in found if _WORD.search(part)]
-    return found or [text.strip().lower() or "empty"]
-
-
-@lru_cache(maxsize=100_000)
-def word_ids(sentence: str, buckets: int) -> tuple[int, ...]:
-    """Rows of the word table, 1 … buckets; sizes in cm and mm are read as the same whole millimetres."""
-    words = _WORD.findall(sentence)
-    for place in range(len(words) - 1):
-        if words[place + 1] == "cm" and words[place][0].isdigit():
-            words[place : place + 2] = [f"{float(words[place]) * 10:.0f}", "mm"]
-    return tuple(1 + zlib.crc32(word.encode()) % buckets for word in words) or (1,)
 
 
 class PretrainedText(TextEncoder):
@@ -164,7 +145,7 @@ class PretrainedText(TextEncoder):
 
         settings = dict(config)
         built = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        self.model: PreTrainedModel = AutoModel.from_config(built, dtype=torch.float32)
+        self.model: PreTrainedModel = AutoModel.from_config(built, dtype=torch.float32, trust_remote_code=False)
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.max_length = min(max_length, _positions(built))
         self.embed_dim = self.model.get_input_embeddings().embedding_dim
@@ -176,17 +157,7 @@ class PretrainedText(TextEncoder):
         Raises:
             ValueError: it cannot be loaded, or its tokenizer has no fast form.
         """
-        from transformers import AutoModel, AutoTokenizer
-
-        try:
-            model = AutoModel.from_pretrained(name, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise ValueError(
-                f"text encoder {name!r} could not be loaded ({reason}): give a folder with config.json, weights and "
-                'tokenizer, a Hub name this machine can reach, "language" for the model\'s own, or "scratch"'
-            ) from error
+        model, tokenizer = load_text_model(name)
         if not tokenizer.is_fast:
             raise ValueError(f"text encoder {name!r} has no fast tokenizer: save it with one (tokenizer.json)")
         if tokenizer.pad_token is None:

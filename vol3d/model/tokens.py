@@ -15,6 +15,7 @@ VOLUME_TOKEN = "<volume>"
 IGNORE = -100
 # A prompt is a text, or a conversation for a model with a chat template: [{"role": "user", "content": "…"}, …].
 Prompt = str | Sequence[Mapping[str, str]]
+_SHAREGPT = {"user": "human", "assistant": "gpt"}
 
 
 def prompt_text(prompt: Prompt) -> str:
@@ -30,21 +31,32 @@ def num_volumes(prompt: Prompt) -> int:
 def rendered(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
     """The text the model reads: the chat template's where there is one, else BOS and the prompt.
 
+    A template finds each turn as {"role": "user", "content": …} and as ShareGPT's {"from": "human", "value": …}.
+
     Raises:
-        ValueError: a conversation for a tokenizer without a chat template, or one its template refuses.
+        ValueError: a conversation for a tokenizer without a chat template, one its template refuses, or a template that
+            leaves out words with `<volume>`.
     """
     if tokenizer.chat_template:
         from jinja2 import TemplateError
 
-        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        turns = [{"from": _SHAREGPT.get(turn["role"], turn["role"]), "value": turn["content"]} | turn for turn in turns]
         try:
-            return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
             roles = ", ".join(turn["role"] for turn in turns)
             raise ValueError(
                 f"the chat template refuses a conversation of {len(turns)} turns ({roles}): {error}; give roles it "
                 "knows, or put everything into one user turn"
             ) from error
+        if text.count(VOLUME_TOKEN) != num_volumes(prompt):
+            raise ValueError(
+                f"the prompt has {num_volumes(prompt)} {VOLUME_TOKEN} placeholders, its chat template left "
+                f"{text.count(VOLUME_TOKEN)} of them in {text[:80]!r}: set tokenizer.chat_template to one that writes "
+                "each turn's role and content once, or to None for the prompt as it is"
+            )
+        return text
     if not isinstance(prompt, str):
         raise ValueError(
             f"the prompt is a conversation of {len(prompt)} turns, the tokenizer has no chat template: give the prompt "
