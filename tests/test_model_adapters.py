@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from small_language import PROMPTS, REPORTS, language, tokenizer, volume_lm
+from transformers import AutoModelForCausalLM, GPT2Config
 
 import vol3d
 from vol3d.model.adapters import Lora, Prefix, count_parameters, parameter_table
-from vol3d.model.language import Pretrained
+from vol3d.model.language import LanguageModel, Pretrained
 from vol3d.model.pretrained import build, save
 
 GRID = vol3d.Grid(spacing=(4, 4, 4), shape=(8, 8, 8), window=(-1000, 1000))
@@ -159,6 +160,30 @@ def test_a_prefix_and_what_drops_the_cache_do_not_go_together() -> None:
     model.language.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
     with pytest.raises(ValueError, match=r"prefix tuning needs the key-value cache, gradient checkpointing drops it"):
         model.language_loss(features, PROMPTS, REPORTS[:2])
+
+
+def test_a_prefix_and_beams_and_packing_under_flash_attention_are_refused() -> None:
+    model = volume_lm(prefix=Prefix(3))
+    features = model.encode(torch.randn(2, 1, 8, 8, 8))
+    with pytest.raises(ValueError, match=r"prefix stands before one text a row, 2 are asked for"):
+        model.generate(features, PROMPTS, num_beams=2, max_new_tokens=4)
+    model = volume_lm()
+    model.language.causal_lm.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match=r"pack=64 with attn_implementation='flash_attention_2'.*use 'sdpa'"):
+        model.language_loss(features, PROMPTS, REPORTS[:2], pack=64)
+
+
+def test_a_model_that_keeps_its_layers_elsewhere_takes_every_policy_but_last() -> None:
+    words = tokenizer()
+    gpt2 = GPT2Config(vocab_size=len(words), n_embd=32, n_layer=2, n_head=2, n_positions=64)
+
+    def built(**settings: Any) -> LanguageModel:
+        return LanguageModel(AutoModelForCausalLM.from_config(gpt2), words, **settings)
+
+    assert built(train="embeddings").causal_lm.get_input_embeddings().weight.requires_grad
+    assert built(prefix=Prefix(2)).prefix_states is not None
+    with pytest.raises(ValueError, match="layers"):
+        built(train="last:1")
 
 
 def test_a_name_becomes_a_model_only_when_it_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,8 +119,7 @@ def freeze(language: LanguageModel, policy: str) -> None:
         ValueError: an unknown name, more layers than there are, or a policy under which nothing would learn.
     """
     terms = policy.split("+")
-    depth = len(decoder_layers(language.causal_lm))
-    tests = [_chosen_by(term.strip(), depth) for term in terms]
+    tests = [_chosen_by(term.strip(), language.causal_lm) for term in terms]
     table, head = language.causal_lm.get_input_embeddings(), language.causal_lm.get_output_embeddings()
     for name, parameter in language.named_parameters():
         # A tied table goes by the embedding's name alone, and is the head as well.
@@ -134,7 +133,7 @@ def freeze(language: LanguageModel, policy: str) -> None:
         )
 
 
-def _chosen_by(term: str, depth: int) -> Callable[[str], bool]:
+def _chosen_by(term: str, model: PreTrainedModel) -> Callable[[str], bool]:
     patterns = {
         "all": r"", "none": r"(?!)", "lora": r".*lora_",
         "prefix": r"prefix_states", "adapters": r".*lora_|prefix_states",
@@ -146,7 +145,7 @@ def _chosen_by(term: str, depth: int) -> Callable[[str], bool]:
     last = re.fullmatch(r"last:(\d+)", term)
     if last is None:
         raise ValueError(f"train names {term!r}, known are {', '.join(POLICIES)}, joined by '+'")
-    count = int(last[1])
+    count, depth = int(last[1]), len(decoder_layers(model))
     if not 0 < count <= depth:
         raise ValueError(f"train='last:{count}' of a language model with {depth} layers: name 1 to {depth}")
     return lambda name: any(int(index) >= depth - count for index in re.findall(r"\blayers\.(\d+)\.", name))

@@ -174,6 +174,9 @@ def _by_transformers(
 ) -> list[list[int]]:
     extra: dict[str, Any] = {"stop_strings": stop, "tokenizer": language.tokenizer} if stop else {}
     if prefix := language.num_prefix_tokens:
+        beams = max(options.get("num_beams") or 1, options.get("num_return_sequences") or 1)
+        if beams > 1:
+            raise ValueError(f"a learned prefix stands before one text a row, {beams} are asked for: drop num_beams")
         # transformers takes the first tokens as already in the cache and drops their embeddings.
         extra["past_key_values"] = language.prefix_cache(embeds)
         embeds = torch.cat([embeds.new_zeros(len(embeds), prefix, embeds.shape[-1]), embeds], dim=1)

@@ -152,6 +152,12 @@ class VolumeLM(nn.Module):
                 f"pack={capacity} with prefix tuning: the prefix of {language.prefix.num_tokens} tokens stands before "
                 "a row's first study only; use lora, or no packing"
             )
+        attention = str(language.causal_lm.config._attn_implementation)
+        if attention.startswith("flash"):
+            raise ValueError(
+                f"pack={capacity} with attn_implementation={attention!r}: it is given no mask, and the studies of a "
+                "row would see each other; use 'sdpa', or no packing"
+            )
         packed = packed_rows(rows, starts, capacity, fill=language.tokenizer.pad_token_id)
         per_prompt = split(list(range(len(visual.volumes))), [num_volumes(prompt) for prompt in prompts])
         order = [volume for study in packed.order for volume in per_prompt[study]]
