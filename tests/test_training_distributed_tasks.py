@@ -12,14 +12,18 @@ import pytest
 import torch
 import two_processes
 import world
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 import vol3d
 from vol3d import tasks
 from vol3d.data.batch import Sample, collate
+from vol3d.training.callbacks import SaveModel
+from vol3d.training.consolidate import whole_state, write_model
 from vol3d.training.mixing import Mixture
 from vol3d.training.module import VolumeModule
+from vol3d.training.sharding import Fsdp2Strategy
 from vol3d.training.stages import Stage
 from vol3d.volume.grid import Grid
 
@@ -98,3 +102,96 @@ def test_a_pass_without_labels_is_refused_when_no_process_finds_one(tmp_path: Pa
     none = [coded(number, codes=False, report=False) for number in range(8)]
     for said in two_processes.together(step_together, tmp_path / "b", tmp_path, none, None):
         assert "found a label in all 1 batches of a pass" in said
+
+
+# --- the weights divided: weights without an axis ---------------------------------------------------------------
+
+WALLS = {"near wall": 1, "far wall": 2}
+
+
+def walled(number: int) -> Sample:
+    """A study with a report and two organs, both always there, so that every study asks for as much."""
+    made = world.study(number, mask=False)
+    organs = torch.zeros(made.hu.shape[1:], dtype=torch.int16)
+    organs[:2], organs[14:] = 1, 2
+    return replace(made, study=replace(made.study, mask=Path("m"), mask_labels=WALLS), mask=organs)
+
+
+SCALARS: dict[str, tuple[dict[str, Any], Mixture | None]] = {
+    "retrieval": ({"retrieval": partial(RETRIEVAL, loss="siglip")}, Mixture(uncertainty=True)),
+    "segmentation": (
+        {
+            "masks": partial(
+                tasks.PromptSegmentation, dim=16, num_heads=2, pixel_dim=4, prompts=2, absent=0.0, interactive=0.0
+            )
+        },
+        None,
+    ),
+}
+
+
+def fit(folder: Path, name: str, strategy: Any, ckpt: Path | None = None) -> list[float]:
+    losses, made = world.Losses(), module(*SCALARS[name])
+    data = Halves([walled(number) for number in range(16)])
+    data.manifest.path = Path("manifest.jsonl")
+    saver = ModelCheckpoint(folder / "checkpoints", "{step}", every_n_train_steps=2, save_top_k=-1)
+    run = world.trainer(
+        4, folder, callbacks=[losses, saver, SaveModel(folder)], enable_checkpointing=True, max_epochs=9,
+        devices=2 if strategy else 1, strategy=strategy or "auto", use_distributed_sampler=False,
+    )  # fmt: skip
+    run.fit(made, data, ckpt_path=ckpt, weights_only=False if ckpt else None)
+    return losses.values
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def mean(ranks: list[list[float]]) -> list[float]:
+    return [sum(pair) / 2 for pair in zip(*ranks, strict=True)]
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_weights_without_an_axis_learn_under_fsdp2_what_they_learn_alone(name: str, tmp_path: Path) -> None:
+    def divided(folder: str, ckpt: Path | None = None) -> list[float]:
+        return fit(tmp_path / folder, name, Fsdp2Strategy(process_group_backend="gloo"), ckpt)
+
+    alone = fit(tmp_path / "alone", name, None)
+    whole = mean(two_processes.together(divided, tmp_path / "a", "whole"))
+    assert whole == pytest.approx(alone, abs=2e-4)
+    wanted, found = weights(tmp_path / "alone"), weights(tmp_path / "whole")
+    assert [key for key, value in wanted.items() if value.ndim == 0]
+    for key, value in found.items():
+        torch.testing.assert_close(value, wanted[key], atol=2e-4, rtol=1e-3, msg=key)
+    vol3d.load(tmp_path / "whole" / "model")
+    rest = mean(two_processes.together(divided, tmp_path / "b", "rest", tmp_path / "whole/checkpoints/step=2.ckpt"))
+    assert rest == pytest.approx(whole[2:], abs=1e-5)
+    data = Halves([walled(number) for number in range(16)])
+    data.manifest.path = Path("manifest.jsonl")
+    state = whole_state(tmp_path / "rest/checkpoints/step=4.ckpt")
+    write_model(module(*SCALARS[name]), data, state, tmp_path / "consolidated" / "model")
+    for key, value in weights(tmp_path / "consolidated").items():
+        torch.testing.assert_close(value, weights(tmp_path / "rest")[key], rtol=0, atol=0, msg=key)
+
+
+def segment_in_turns(folder: Path) -> int:
+    """Steps done: process 0 draws a second round in each of them, process 1 in none."""
+    strategy = Fsdp2Strategy(process_group_backend="gloo")
+    strategy._timeout = timedelta(seconds=60)
+    build = partial(tasks.PromptSegmentation, dim=16, num_heads=2, pixel_dim=4, interactive=0.5)
+    run = world.trainer(2, folder, devices=2, strategy=strategy, use_distributed_sampler=False, max_epochs=9)
+    made, draw = module({"masks": build}), torch.rand
+
+    def drawn(*size: Any, **options: Any) -> torch.Tensor:
+        return torch.tensor(float(run.global_rank)) if size == ((),) and not options else draw(*size, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "rand", drawn)
+        run.fit(made, Halves([walled(number) for number in range(16)]))
+    return run.global_step
+
+
+def test_processes_that_draw_apart_look_as_often_under_fsdp2(tmp_path: Path) -> None:
+    assert two_processes.together(segment_in_turns, tmp_path / "ranks", tmp_path) == [2, 2]

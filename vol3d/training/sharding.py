@@ -165,6 +165,7 @@ def shard(module: Any, mesh: DeviceMesh) -> None:
 
     _check_equal(module)
     learnable = {name for name, parameter in module.named_parameters() if id(parameter) in module.learnable}
+    _give_axes(module)
     for block in blocks(module):
         fully_shard(block, mesh=mesh)
         if hasattr(block, "looks"):
@@ -173,6 +174,20 @@ def shard(module: Any, mesh: DeviceMesh) -> None:
     for step in STEPS:
         register_fsdp_forward_method(module, step)
     module.learnable = {id(parameter) for name, parameter in module.named_parameters() if name in learnable}
+
+
+def _give_axes(module: nn.Module) -> None:
+    """A parameter without an axis (a temperature) becomes a vector of one number, since FSDP2 divides along an axis.
+
+    `whole` takes the axis away again; without FSDP2, and in saved models, such a parameter stays as it is.
+    """
+    made: dict[int, nn.Parameter] = {}
+    for owner in module.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is not None and parameter.ndim == 0:
+                vector = nn.Parameter(parameter.detach()[None], parameter.requires_grad)
+                owner._parameters[name] = made.setdefault(id(parameter), vector)
+                owner._without_axis = {*getattr(owner, "_without_axis", ()), name}
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:
@@ -228,9 +243,11 @@ def whole(module: nn.Module) -> Iterator[None]:
     ]
     gathered: dict[int, nn.Parameter] = {}
     first = not dist.is_initialized() or dist.get_rank() == 0
-    for _, _, parameter in owners:
+    for owner, name, parameter in owners:
         if id(parameter) not in gathered:
             value = _gather(parameter)
+            if first and name in getattr(owner, "_without_axis", ()):
+                value = value[0]
             gathered[id(parameter)] = nn.Parameter(value if first else value[:0], requires_grad=False)
     try:
         if first:
