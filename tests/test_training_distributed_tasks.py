@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +20,13 @@ from torch.utils.data import DataLoader
 import vol3d
 from vol3d import tasks
 from vol3d.data.batch import Sample, collate
+from vol3d.data.manifest import Manifest
+from vol3d.model.interfaces import Task
 from vol3d.training.callbacks import SaveModel
 from vol3d.training.consolidate import whole_state, write_model
 from vol3d.training.mixing import Mixture
 from vol3d.training.module import VolumeModule
-from vol3d.training.sharding import Fsdp2Strategy
+from vol3d.training.sharding import Fsdp2Strategy, check_labels
 from vol3d.training.stages import Stage
 from vol3d.volume.grid import Grid
 
@@ -195,3 +198,54 @@ def segment_in_turns(folder: Path) -> int:
 
 def test_processes_that_draw_apart_look_as_often_under_fsdp2(tmp_path: Path) -> None:
     assert two_processes.together(segment_in_turns, tmp_path / "ranks", tmp_path) == [2, 2]
+
+
+# --- the weights divided: every study labelled, or none ---------------------------------------------------------
+
+SECTIONS = "FINDINGS:\nLiver: normal.\nSpleen: normal."
+LEARNT: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+    "VQA": (partial(tasks.VQA, questions="manifest"), {"questions": [{"question": "Why?", "answer": "So."}]}, {}),
+    "OrganReports": (tasks.OrganReports, {"report": SECTIONS}, {"report": "An examination of the body."}),
+    "FindingQueries": (
+        partial(tasks.FindingQueries, findings=["ascites"], read="tokens"),
+        {"labels_known": {"ascites": 0}},
+        {},
+    ),
+    "Retrieval": (partial(RETRIEVAL, text="sections"), {"report": SECTIONS}, {"report": "An examination."}),
+    "Outcomes": (
+        partial(tasks.Outcomes, outcomes=["death"], days=[365]),
+        {"outcomes": {"death": {"time": 400, "event": 0}}},
+        {"outcomes": {"death": {"time": 3, "event": 0}}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEARNT)
+def test_divided_weights_refuse_what_only_some_studies_teach(name: str) -> None:
+    """A study without a label is one whose loss is None: its process would leave the others waiting."""
+    build, labels, others = LEARNT[name]
+    torch.manual_seed(0)
+    made = world.module()
+    made.language = made.language.build(["A text."])
+    made.configure_model()
+    task = build(made.model)
+    bare = [world.study(number, report=False, mask=False) for number in range(5)]
+    rows = [labels] * 3 + [others] * 2
+    some = [
+        replace(one, study=replace(one.study, finding_labels={}, **row)) for one, row in zip(bare, rows, strict=True)
+    ]
+    manifest = Manifest([one.study for one in some])
+    given = SimpleNamespace(stages={"all": Stage()}, tasks={"it": task})
+    with pytest.raises(ValueError, match=r"stage 'all', task 'it': 3 of 5 training studies carry its labels"):
+        check_labels(given, SimpleNamespace(manifest=manifest))
+    for part, learns in ((some[:3], True), (some[3:], False)):
+        batch = world.World([]).on_after_batch_transfer(collate(part), 0)
+        features = made._project(made.encode(batch), ["report"])
+        assert (task.loss(made.model, features, batch).loss is not None) == learns
+
+
+def test_every_task_says_what_it_learns_from() -> None:
+    kinds = [kind for kind in vars(tasks).values() if isinstance(kind, type) and issubclass(kind, Task)]
+    kinds += [getattr(tasks, name) for name in tasks.__all__]
+    for kind in kinds:
+        assert kind is Task or kind.learns is not Task.learns or kind.labelled is not Task.labelled, kind

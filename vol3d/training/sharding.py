@@ -137,7 +137,7 @@ def check_labels(module: Any, data: Any) -> None:
     """Divided weights are gathered by all processes at once: where one of them has no label for a task in its batch and
     leaves the task out, the others wait for ever. So all studies of a stage carry a task's labels, or none does.
 
-    Tasks that do not say which studies are labelled (`Task.labelled`) are not checked.
+    Tasks that do not say which studies they learn from (`Task.learns`, `Task.labelled`) are not checked.
 
     Raises:
         ValueError: a task whose labels only some of the studies carry (stage, task and both numbers are named).
@@ -148,9 +148,10 @@ def check_labels(module: Any, data: Any) -> None:
         manifest = data.manifest if stage.data is None else data.others[stage.data]
         studies = manifest.split("train")
         for task in stage.tasks or module.tasks:
-            if type(module.tasks[task]).labelled is Task.labelled:
+            kind = type(module.tasks[task])
+            if kind.learns is Task.learns and kind.labelled is Task.labelled:
                 continue
-            labelled = sum(module.tasks[task].labelled(study) for study in studies)
+            labelled = sum(module.tasks[task].learns(study) for study in studies)
             if 0 < labelled < len(studies):
                 raise ValueError(
                     f"stage {name!r}, task {task!r}: {labelled} of {len(studies)} training studies carry its labels, "
