@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vol3d.data.batch import Batch
+from vol3d.data.study import Study
 from vol3d.model.interfaces import Features, Task, TaskOutput
 from vol3d.model.volume_lm import VolumeLM
 
@@ -95,6 +96,9 @@ class FindingMaps(Task):
             int(known.any(dim=1).sum()),
             {"cells": float(cells.detach()), "presence": float(presence.detach())},
         )
+
+    def learns(self, study: Study) -> bool:
+        return study.finding_mask is not None and not study.finding_labels.keys().isdisjoint(self.findings)
 
     @staticmethod
     def _balanced(logits: Tensor, target: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vol3d.data.batch import Batch
+from vol3d.data.study import Study
 from vol3d.model.interfaces import Features, Task, TaskOutput
 from vol3d.model.volume_lm import VolumeLM
 from vol3d.tasks.pooling import PooledLogits
@@ -85,6 +86,9 @@ class FindingQueries(Task):
         logits = self.logits(model, features).float()
         loss = F.binary_cross_entropy_with_logits(logits[known], present[known])
         return TaskOutput(loss, int(known.any(dim=1).sum()))
+
+    def learns(self, study: Study) -> bool:
+        return any(study.labels_known.get(name) is not None for name in self.findings)
 
     def predict(self, model: VolumeLM, features: Features, batch: Batch) -> list[dict[str, Any]]:
         probability = self.logits(model, features).float().sigmoid()

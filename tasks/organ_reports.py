@@ -98,6 +98,9 @@ class OrganReports(ReportGeneration):
             return TaskOutput(None, 0)
         return TaskOutput(model.language_loss(visual_rows(model, features, rows), prompts, texts), len(rows))
 
+    def learns(self, study: Study) -> bool:
+        return bool(self.sections(study))
+
     def predict(self, model: VolumeLM, features: Features, batch: Batch) -> list[dict[str, Any]]:
         features = visual_rows(model, features, range(len(features)))
         written: list[dict[str, str]] = [{} for _ in batch.studies]

@@ -139,6 +139,10 @@ class Outcomes(Task):
     def labelled(self, study: Study) -> bool:
         return not study.outcomes.keys().isdisjoint(self.outcomes)
 
+    def learns(self, study: Study) -> bool:
+        """A study that left before the first day tells nothing."""
+        return bool(self.labels(study)[1].any())
+
     def score(self, evidence: Evidence) -> dict[str, dict[str, Any]]:
         from vol3d.evaluation.metrics.survival import score_outcomes
 

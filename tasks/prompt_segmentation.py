@@ -17,6 +17,7 @@ from torch import Tensor
 from vol3d.data.batch import Batch
 from vol3d.data.study import Study
 from vol3d.model.asking import Ask, asks_of, correct, draw_asks, show, simulate, truth_of, truths_of
+from vol3d.model.cross_entropy import is_sharded
 from vol3d.model.interfaces import Encoder, Evidence, Features, Task, TaskOutput
 from vol3d.model.mask_decoder import Answers, PromptDecoder, Prompts, Seen
 from vol3d.model.text_prompt import LanguagePrompt, PhraseEncoder, is_finding, wordings
@@ -105,9 +106,12 @@ class PromptSegmentation(Task):
             prompts = simulate(prompts, truth, batch.affine, self.interactive)
         answers = self.decoder(seen, prompts)
         loss = self._loss(answers, truth, counts)
-        if self.training and self.interactive and torch.rand(()) < self.interactive:
-            again = self.decoder(seen, correct(prompts, answers.masks, truth, batch.affine))
-            loss = (loss + self._loss(again, truth, counts)) / 2
+        if self.training and self.interactive:
+            share = 0.5 if torch.rand(()) < self.interactive else 0.0
+            # Processes draw apart, and divided weights are gathered by all at once: there each looks twice a step.
+            if share or any(is_sharded(parameter) for parameter in self.decoder.parameters()):
+                again = self.decoder(seen, correct(prompts, answers.masks, truth, batch.affine))
+                loss = (1 - share) * loss + share * self._loss(again, truth, counts)
         return TaskOutput(loss, len(rows), {"dice": _mean_dice(answers.masks, truth)})
 
     def see(self, features: Features, batch: Batch) -> Seen:

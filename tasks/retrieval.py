@@ -166,6 +166,9 @@ class Retrieval(Task):
         text = getattr(study, self.text)
         return {self.text: text} if text else {}
 
+    def learns(self, study: Study) -> bool:
+        return bool(self.of(study))
+
     # --- judging --------------------------------------------------------------------------------------------
 
     def predict(self, model: VolumeLM, features: Features, batch: Batch) -> list[dict[str, Any]]:

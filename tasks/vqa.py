@@ -197,6 +197,9 @@ class VQA(Task):
         given = answers_to(asked, row.get("answers") or [])
         return [(question, answer) for question, answer in zip(asked, given, strict=True) if answer is not None]
 
+    def labelled(self, study: Study) -> bool:
+        return bool(self.questions(study))
+
     def score(self, evidence: Evidence) -> dict[str, dict[str, Any]]:
         from vol3d.evaluation.metrics.vqa import score_questions
 

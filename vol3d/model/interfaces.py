@@ -207,6 +207,10 @@ class Task(Part, ABC):
         """Whether the study carries a label this task can be judged by. False for a task that only helps training."""
         return False
 
+    def learns(self, study: Study) -> bool:
+        """Whether the study carries a label this task learns from, where others than those it is judged by."""
+        return self.labelled(study)
+
     def score(self, evidence: Evidence) -> dict[str, dict[str, Any]]:
         """Entries of `tasks` in evaluation.json from the labelled studies, each with its intervals and baselines."""
         return {}

@@ -58,6 +58,9 @@ def write_model(
         module.language = module.build_language(texts)
     module.configure_model()
     wanted = module.state_dict()
+    # What has no axis here has one of length 1 under FSDP2.
+    without = {name for name in wanted.keys() & state.keys() if wanted[name].ndim == 0 and state[name].shape == (1,)}
+    state = {name: value[0] if name in without else value for name, value in state.items()}
     shapes = [name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape]
     missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or unexpected or shapes:

@@ -33,19 +33,24 @@ def infonce(
     Source: CLIP (arXiv:2103.00020); targets shared among equal texts as in fVLM (arXiv:2501.14548), which shares them
     among normal organs too (give `same` the set of findings).
     """
-    volume, text = volume.float(), text.float()
-    every_volume, every_text = gather(torch.cat([volume, text], dim=1)).chunk(2, dim=1)
     own, every = _numbers(same, volume)
 
-    def rows(volume: Tensor, text: Tensor, own: Tensor) -> Tensor:
-        target = own[:, None] == every[None, :]
-        target = target / target.sum(dim=1, keepdim=True)
-        return sum(
-            F.cross_entropy(scale * query @ items.T, target, reduction="sum") / 2
-            for query, items in ((volume, every_text), (text, every_volume))
-        )
+    def total(pairs: Tensor, everyone: Tensor, scale: Tensor) -> Tensor:
+        every_volume, every_text = everyone.chunk(2, dim=1)
 
-    return _mean_over_ranks(_by_rows(rows, chunk, volume, text, own), every_volume, len(every))
+        def rows(pairs: Tensor, own: Tensor) -> Tensor:
+            volume, text = pairs.chunk(2, dim=1)
+            target = own[:, None] == every[None, :]
+            target = target / target.sum(dim=1, keepdim=True)
+            return sum(
+                F.cross_entropy(scale * query @ items.T, target, reduction="sum") / 2
+                for query, items in ((volume, every_text), (text, every_volume))
+            )
+
+        return _by_rows(rows, chunk, pairs, own)
+
+    pairs = torch.cat([volume.float(), text.float()], dim=1)
+    return _over_ranks(total, pairs, pairs, scale)
 
 
 def siglip(
@@ -64,39 +69,67 @@ def siglip(
 
     Source: SigLIP (arXiv:2303.15343).
     """
-    volume, text = volume.float(), text.float()
-    every_text = gather(text)
     own, every = _numbers(same, volume)
 
-    def rows(volume: Tensor, own: Tensor) -> Tensor:
-        sign = torch.where(own[:, None] == every[None, :], 1.0, -1.0)
-        return -F.logsigmoid(sign * (scale * volume @ every_text.T + bias)).sum()
+    def total(volume: Tensor, every_text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        def rows(volume: Tensor, own: Tensor) -> Tensor:
+            sign = torch.where(own[:, None] == every[None, :], 1.0, -1.0)
+            return -F.logsigmoid(sign * (scale * volume @ every_text.T + bias)).sum()
 
-    return _mean_over_ranks(_by_rows(rows, chunk, volume, own), every_text, len(every))
+        return _by_rows(rows, chunk, volume, own)
+
+    return _over_ranks(total, volume.float(), text.float(), scale, bias)
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """The rows of every rank, in the order of the ranks, with gradients back to the rank they came from."""
-    return _Gather.apply(tensor, _counts(tensor)) if _ranks() > 1 else tensor
+    """The rows of every rank, in the order of the ranks, without a gradient."""
+    if _ranks() == 1:
+        return tensor.detach()
+    counts = _counts(tensor)
+    padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
+    padded[: len(tensor)] = tensor.detach()
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
-class _Gather(torch.autograd.Function):
-    """all_gather whose backward sums what every rank's loss says about a row."""
+def _over_ranks(total: Callable[..., Tensor], own: Tensor, shared: Tensor, *learnt: Tensor) -> Tensor:
+    """What this rank returns so that the mean over ranks (which DDP takes) is Σ over ranks of `total` / all pairs.
+
+    Args:
+        total: (own, `shared` of every rank, *learnt) → the sum over this rank's pairs.
+        own, shared: (pairs, …) of this rank. learnt: what every rank has alike, such as the scale.
+    """
+    if _ranks() == 1:
+        return total(own, shared, *learnt) * (1 / max(1, len(own)))
+    if not torch.is_grad_enabled():
+        every = gather(shared)
+        return total(own, every, *learnt) * (_ranks() / max(1, len(every)))
+    return _OverRanks.apply(total, own, shared, *learnt)
+
+
+class _OverRanks(torch.autograd.Function):
+    """`_over_ranks` whose gradient is ready when the forward pass ends, what the other ranks say of `shared` with it.
+
+    So the backward pass says nothing to other ranks. In a backward pass messages leave in the order in which a rank's
+    own graph runs; a rank without a label for another task runs another graph, and its message would meet DDP's.
+    """
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, counts: list[int]) -> Tensor:
-        ctx.counts = counts
-        padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
-        padded[: len(tensor)] = tensor
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    def forward(ctx: Any, total: Callable[..., Tensor], own: Tensor, shared: Tensor, *learnt: Tensor) -> Tensor:
+        first = sum(_counts(shared)[: dist.get_rank()])
+        inputs = [tensor.detach().requires_grad_() for tensor in (own, gather(shared), *learnt)]
+        with torch.enable_grad():
+            value = total(*inputs) * (_ranks() / max(1, len(inputs[1])))
+            gradients = torch.autograd.grad(value, inputs, materialize_grads=True)
+        every = gradients[1].contiguous()
+        dist.all_reduce(every)
+        ctx.save_for_backward(gradients[0], every[first : first + len(shared)], *gradients[2:])
+        return value.detach()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        grad = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad)
-        return grad.split(ctx.counts)[dist.get_rank()], None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *(grad * gradient for gradient in ctx.saved_tensors)
 
 
 def _ranks() -> int:
@@ -140,19 +173,11 @@ def _by_rows(function: Callable[..., Tensor], chunk: int | None, *tensors: Tenso
     return torch.stack([checkpoint(function, *part, use_reentrant=False) for part in parts]).sum()
 
 
-def _mean_over_ranks(total: Tensor, gathered: Tensor, pairs: int) -> Tensor:
-    """This rank's sum → what it must return so that the mean over ranks (which DDP takes) is the sum / all pairs.
-
-    A rank without a pair still takes part in the backward pass of the gathering: its loss is a zero that hangs on it.
-    """
-    return total * (_ranks() / max(1, pairs)) + gathered.sum() * 0.0
-
-
 def any_rank(count: int, device: torch.device) -> bool:
     """Whether any rank counts something: all must then compute the loss, because its gathering waits for each."""
     if _ranks() == 1:
         return count > 0
-    total = torch.tensor([count], device=device)
+    total = torch.tensor([int(count)], device=device)
     dist.all_reduce(total)
     return int(total) > 0
 

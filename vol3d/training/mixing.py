@@ -17,8 +17,8 @@ class Mixture(nn.Module):
 
     Args:
         proportions: task → how often it is drawn. One task counts at each step then, which keeps a step as cheap as
-            the task drawn; when its labels are missing in the batch the next one drawn takes its place. Tasks not
-            named are never drawn.
+            the task drawn, the same in all processes; when its labels are missing in the batches of all of them the
+            next one drawn takes its place. Tasks not named are never drawn.
         uncertainty: learn a log variance s for each task, with the total Σ exp(−s) · weight · loss + s / 2.
         conflicts_every: log the cosine between the tasks' gradients at the shared tokens every so many steps; 0 never.
             Below 0 one task's step undoes the other's.

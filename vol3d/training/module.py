@@ -18,6 +18,7 @@ from vol3d.model.fine_tuning import Base
 from vol3d.model.interfaces import Encoder, Features, Projector, Task
 from vol3d.model.language import LanguageModel, LanguageSource
 from vol3d.model.volume_lm import VolumeLM
+from vol3d.training.contrastive import any_rank
 from vol3d.training.features import FeatureCache
 from vol3d.training.lockstep import Lent, lend
 from vol3d.training.means import Means, first_visits
@@ -158,27 +159,31 @@ class VolumeModule(lightning.LightningModule):
         names = self.stages[self.stage].tasks or list(self.tasks)
         one = self.mixture.proportions is not None
         for drawn in [[name] for name in self.mixture.draw(names, self.global_step)] if one else [names]:
-            if (loss := self._losses(batch, drawn, "train")) is not None:
-                return loss
-        return self._nothing(batch, names)
+            loss = self._losses(batch, drawn, "train")
+            # The next one takes its place where no process has its labels, so that all of them run the same task.
+            if one and any_rank(loss is not None, self.device):
+                break
+        self.unlabelled += loss is None
+        if index + 1 == self.trainer.num_training_batches:
+            self._check_labelled(batch, names)
+        if loss is not None:
+            return loss
+        # Not None, which Lightning refuses under DDP, where another process may have labels.
+        return sum(0.0 * parameter.sum() for parameter in self.parameters() if parameter.requires_grad)
 
-    def _nothing(self, batch: Batch, names: Sequence[str]) -> Tensor:
-        """A loss of 0 for a batch in which no task finds a label: rows may carry any mixture, but some must carry one.
-
-        Not None, which Lightning refuses under DDP, where another process may have labels.
+    def _check_labelled(self, batch: Batch, names: Sequence[str]) -> None:
+        """Rows may carry any mixture of labels, but some of a pass must carry one.
 
         Raises:
-            ValueError: a whole pass over the data found none.
+            ValueError: a whole pass over the data found none, in no process.
         """
-        self.unlabelled += 1
-        if self.unlabelled == self.trainer.num_training_batches:
+        if not any_rank(self.unlabelled < self.trainer.num_training_batches, self.device):
             studies = [study.study for study in batch.studies]
             raise ValueError(
                 f"no task of stage {self.stage!r} ({', '.join(names)}) found a label in all {self.unlabelled} batches "
                 f"of a pass, {studies} the last: give the manifest the labels these tasks learn from, or leave the "
                 "task out"
             )
-        return sum(0.0 * parameter.sum() for parameter in self.parameters() if parameter.requires_grad)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         self._evaluate(batch, index, "val", self.trainer.val_dataloaders)

@@ -137,7 +137,7 @@ def check_labels(module: Any, data: Any) -> None:
     """Divided weights are gathered by all processes at once: where one of them has no label for a task in its batch and
     leaves the task out, the others wait for ever. So all studies of a stage carry a task's labels, or none does.
 
-    Tasks that do not say which studies are labelled (`Task.labelled`) are not checked.
+    Tasks that do not say which studies they learn from (`Task.learns`, `Task.labelled`) are not checked.
 
     Raises:
         ValueError: a task whose labels only some of the studies carry (stage, task and both numbers are named).
@@ -148,9 +148,10 @@ def check_labels(module: Any, data: Any) -> None:
         manifest = data.manifest if stage.data is None else data.others[stage.data]
         studies = manifest.split("train")
         for task in stage.tasks or module.tasks:
-            if type(module.tasks[task]).labelled is Task.labelled:
+            kind = type(module.tasks[task])
+            if kind.learns is Task.learns and kind.labelled is Task.labelled:
                 continue
-            labelled = sum(module.tasks[task].labelled(study) for study in studies)
+            labelled = sum(module.tasks[task].learns(study) for study in studies)
             if 0 < labelled < len(studies):
                 raise ValueError(
                     f"stage {name!r}, task {task!r}: {labelled} of {len(studies)} training studies carry its labels, "
@@ -165,6 +166,7 @@ def shard(module: Any, mesh: DeviceMesh) -> None:
 
     _check_equal(module)
     learnable = {name for name, parameter in module.named_parameters() if id(parameter) in module.learnable}
+    _give_axes(module)
     for block in blocks(module):
         fully_shard(block, mesh=mesh)
         if hasattr(block, "looks"):
@@ -173,6 +175,20 @@ def shard(module: Any, mesh: DeviceMesh) -> None:
     for step in STEPS:
         register_fsdp_forward_method(module, step)
     module.learnable = {id(parameter) for name, parameter in module.named_parameters() if name in learnable}
+
+
+def _give_axes(module: nn.Module) -> None:
+    """A parameter without an axis (a temperature) becomes a vector of one number, since FSDP2 divides along an axis.
+
+    `whole` takes the axis away again; without FSDP2, and in saved models, such a parameter stays as it is.
+    """
+    made: dict[int, nn.Parameter] = {}
+    for owner in module.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is not None and parameter.ndim == 0:
+                vector = nn.Parameter(parameter.detach()[None], parameter.requires_grad)
+                owner._parameters[name] = made.setdefault(id(parameter), vector)
+                owner._without_axis = {*getattr(owner, "_without_axis", ()), name}
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:
@@ -228,9 +244,11 @@ def whole(module: nn.Module) -> Iterator[None]:
     ]
     gathered: dict[int, nn.Parameter] = {}
     first = not dist.is_initialized() or dist.get_rank() == 0
-    for _, _, parameter in owners:
+    for owner, name, parameter in owners:
         if id(parameter) not in gathered:
             value = _gather(parameter)
+            if first and name in getattr(owner, "_without_axis", ()):
+                value = value[0]
             gathered[id(parameter)] = nn.Parameter(value if first else value[:0], requires_grad=False)
     try:
         if first:
