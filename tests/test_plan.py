@@ -86,7 +86,7 @@ def test_studies_that_carry_the_labels_stand_for_the_others(tmp_path: Path) -> N
         return plan(recipe, gpu_gb=24)
 
     assert planned([*bare, labelled | {"report": "Short."}]).stages[0].activations > 0
-    with pytest.raises(ValueError, match=r"no label of the tasks maps in .* give the manifest those labels"):
+    with pytest.raises(ValueError, match=r"no label of its tasks in study-.* give the manifest those labels"):
         planned(bare)
     with pytest.raises(ValueError, match=r"no study of the split 'train' in .*manifest.jsonl: add a split"):
         planned(bare, "val")

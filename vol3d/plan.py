@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from vol3d.data.batch import Batch, Sample, collate
+from vol3d.data.batch import Sample, collate
 from vol3d.data.cache import sample
 from vol3d.data.dataset import VolumeData
 from vol3d.data.study import Study
@@ -169,19 +169,9 @@ class _Rehearsal:
             if checkpointing and hasattr(self.module.model.encoder, "checkpointing"):
                 self.module.model.encoder.checkpointing = True
         self.module.log = lambda *_, **__: None
-        self.module._nothing = self._unlabelled
         self.quantized: list[nn.Linear] = []
         if four_bit:
             self.quantize()
-
-    @staticmethod
-    def _unlabelled(batch: Batch, names: Sequence[str]) -> Tensor:
-        """In place of the module's: what needs no labels is no step that could be planned."""
-        carriers = ", ".join(study.study for study in batch.studies)
-        raise ValueError(
-            f"no label of the tasks {', '.join(names)} in {carriers}, and no other training study carries more kinds: "
-            "give the manifest those labels, or leave the task out"
-        )
 
     def quantize(self) -> bool:
         """From now on the language model's frozen matrices count as 4-bit ones; whether that changes anything."""
@@ -209,7 +199,14 @@ class _Rehearsal:
             def step() -> Tensor:
                 windowed = replace(batch, image=self.grid.window_hu(batch.image), augmented=True)
                 with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-                    return module.training_step(windowed, 0)
+                    loss = module.training_step(windowed, 0)
+                if module.unlabelled:
+                    carriers = ", ".join(study.study for study in batch.studies)
+                    raise ValueError(
+                        f"stage {stage!r}: no label of its tasks in {carriers}, and no other study of train has more "
+                        "kinds: give the manifest those labels, or leave the task out"
+                    )
+                return loss
 
             mode.vocabulary = None if language is None else language.causal_lm.config.vocab_size
             foot = rehearse(step, module, optimizer, mode)

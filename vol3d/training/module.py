@@ -164,8 +164,9 @@ class VolumeModule(lightning.LightningModule):
             if one and any_rank(loss is not None, self.device):
                 break
         self.unlabelled += loss is None
-        if index + 1 == self.trainer.num_training_batches:
+        if self._trainer is not None and index + 1 == self.trainer.num_training_batches:
             self._check_labelled(batch, names)
+            self.unlabelled = 0
         if loss is not None:
             return loss
         # Not None, which Lightning refuses under DDP, where another process may have labels.
