@@ -92,6 +92,19 @@ def test_studies_that_carry_the_labels_stand_for_the_others(tmp_path: Path) -> N
         planned(bare, "val")
 
 
+def test_of_tasks_drawn_by_proportions_the_dearest_counts(tmp_path: Path) -> None:
+    recipe = ["--config", "cpu/multitask.yaml", "--data.manifest", str(tmp_path / "none.jsonl")]
+    recipe += ["--model.mixture", "vol3d.training.mixing.Mixture"]
+
+    def speak(proportions: str) -> int:
+        told = plan([*recipe, f"--model.mixture.proportions={{maps: 1, queries: 1, {proportions}}}"], gpu_gb=24)
+        return next(stage.total for stage in told.stages if stage.stage == "speak")
+
+    cheap, dear = speak("codes: 1"), speak("report: 1")
+    assert cheap < 0.9 * dear
+    assert speak("codes: 99, report: 1") >= dear
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["quickstart.yaml", "cpu/prompt_segmentation.yaml"])
 def test_a_recipe_costs_what_is_planned(name: str, tmp_path: Path) -> None:

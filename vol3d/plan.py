@@ -209,7 +209,14 @@ class _Rehearsal:
                 return loss
 
             mode.vocabulary = None if language is None else language.causal_lm.config.vocab_size
-            foot = rehearse(step, module, optimizer, mode)
+            feet = []
+            names = module.mixture.draw(module.stages[stage].tasks or list(module.tasks), 0)
+            for first in names[: None if module.mixture.proportions else 1]:  # a step of each task that may be drawn
+                module.mixture.draw = lambda *_, first=first: sorted(names, key=lambda name: name != first)
+                feet.append(rehearse(step, module, optimizer, mode))
+            del module.mixture.draw
+        # The dearest of them, with the moments of all.
+        foot = replace(max(feet, key=lambda foot: foot.total), optimizer=feet[-1].optimizer)
         sizes = [(part.weight.numel(), part.weight.element_size()) for part in self.quantized]
         # Each matrix is unpacked while it is used: one of them at a time stands beside the packed ones.
         unpacked = max((numel * size for numel, size in sizes), default=0)
