@@ -33,7 +33,8 @@ class FormerCheckpoints(lightning.Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         found = self.folder / "checkpoints"
-        anew = trainer.ckpt_path is None and not trainer.fast_dev_run
+        # A run that SLURM has requeued is given no path, but has steps behind it.
+        anew = trainer.ckpt_path is None and trainer.global_step == 0 and not trainer.fast_dev_run
         if not anew or not trainer.is_global_zero or not found.is_dir():
             return
         kept = next(path for n in count(1) if not (path := self.folder / f"checkpoints-{n}").exists())
