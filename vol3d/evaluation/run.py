@@ -93,8 +93,11 @@ def evaluate(
     # What else was asked for is refused before a volume is shown.
     probed = chosen(None if probes is True else probes) if probes else ()
     check_fields(scored, by)
-    if base is not None and not read_predictions(base).keys() & {study.study for study in scored}:
-        raise ValueError(f"{base} has predicted none of these {len(scored)} studies: give an evaluation of the same")
+    if base is not None and (other := read_predictions(base)).keys().isdisjoint(study.study for study in scored):
+        raise ValueError(
+            f"{base} has {len(other)} studies, {len(scored)} are scored here, 0 of them are in both: give one of "
+            "the same studies"
+        )
     validation = _validation(judged, whole, studies)
     seen = looks(whole, progress=progress) if duplicates else None
     leakage = check_leakage(whole, test=split or "test", looks=seen)
