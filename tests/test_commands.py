@@ -40,7 +40,7 @@ def test_an_option_of_several_values_may_be_given_again(verb: str, option: str) 
 
 
 def test_features_are_prepared_beside_compressed_volumes(tmp_path: Path) -> None:
-    pytest.importorskip("blosc2")
+    pytest.importorskip("blosc2", reason='needs pip install "vol3d[blosc2]"')
     manifest = vol3d.phantom.write(tmp_path / "data", studies=2, seed=3, shape=(32, 32, 16))
     encoder = vol3d.encoders.create("vit3d-tiny", embed_dim=24, depth=1, num_heads=1, patch_size=(4, 4, 2))
     grid = Grid(name="small", spacing=(13.0, 13.0, 26.0), shape=(16, 16, 8))

@@ -291,7 +291,7 @@ def test_a_mask_is_never_left_where_the_image_was() -> None:
             Transforms(alone)(batch(**WORDS))
     with pytest.raises(ValueError, match="image and mask apart"):
         Transforms(RandFlipd("mask", prob=1.0, spatial_axis=0))(batch(**WORDS))
-    torchio = pytest.importorskip("torchio")
+    torchio = pytest.importorskip("torchio", reason='needs pip install "vol3d[torchio]"')
     for options in ({"include": ["image"]}, {"exclude": ["mask"]}):
         flip = torchio.RandomFlip(axes=0, flip_probability=1.0, **options)
         with pytest.raises(ValueError, match=r"Flip has include=.*: leave both out"):
