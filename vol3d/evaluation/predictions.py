@@ -292,7 +292,7 @@ class Looker:
         read = self.trained.read_ahead(volumes, masks=False, workers=self.workers)
         for study, sample in zip(studies, read, strict=True):
             affine, shape = self._frames[study.study]
-            hu = cut_or_pad(sample.hu, shape, self.trained.grid.pad)
+            hu = cut_or_pad(sample.hu, shape, self.trained.grid.outside(sample.hu, sample.study.modality))
             yield replace(sample, study=study, hu=hu, affine=affine, mask=None, finding_mask=None)
 
     def _watched(self, name: str, samples: Iterable[Sample], left: int, total: int) -> Iterator[list[Sample]]:

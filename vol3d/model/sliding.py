@@ -158,9 +158,8 @@ def segment_sliding(
     hu, affine = on_grid.as_tensor(), torch.as_tensor(on_grid.affine, dtype=torch.float64)
     shape = tuple(hu.shape[1:])
     missing = [max(0, part - size) for part, size in zip(grid.shape, shape, strict=True)]
-    pad = grid.padding(volume.meta.get("modality"))
     sizes = [value for size in reversed(missing) for value in (0, size)]
-    hu = F.pad(hu, sizes, value=int(hu.min()) if pad is None else pad)
+    hu = F.pad(hu, sizes, value=grid.outside(hu, volume.meta.get("modality")))
     windows = Windows(tuple(hu.shape[1:]), tuple(grid.shape), overlap)
     name = str(volume.meta.get("filename", "volume"))
     study = Study(study=name, image=Path(name))

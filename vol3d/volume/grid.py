@@ -236,6 +236,11 @@ class Grid:
         """What lies outside a volume of this modality; None for its lowest value, since −1024 is air in HU only."""
         return self.pad if modality in (None, "CT") or self.pad != AIR else None
 
+    def outside(self, hu: Tensor, modality: str | None) -> int:
+        """The same for a volume that lies on the grid already, whose lowest value is known."""
+        pad = self.padding(modality)
+        return int(hu.min()) if pad is None else pad
+
     @property
     def _kind(self) -> Kind:
         return "average" if self.antialias else "linear"
