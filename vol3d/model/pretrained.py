@@ -58,7 +58,8 @@ def save(
             config["base"] = Path(os.path.relpath(base, folder)).as_posix()
         (draft / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         state = _state(model, tasks, merge=merge)
-        save_tensors(state, draft / "model.safetensors", {"format": "pt", "vol3d": __version__})
+        # One entry of metadata: safetensors writes several in any order, and equal weights shall be equal files.
+        save_tensors(state, draft / "model.safetensors", {"format": "pt"})
         grid.save(draft / "grid.json")
         (draft / "card.md").write_text(card, encoding="utf-8")
         if model.language is not None:
