@@ -32,6 +32,9 @@ from vol3d.text.parser import parse_findings
         ("left ventricle, left main coronary artery", "left ventricle, left main coronary artery"),
         ("upright, outright, cleft", "upright, outright, cleft"),
         ("L1 and R91.1", "L1 and R91.1"),
+        ("Small R effusion, 4 mm stone on the L.", "Small L effusion, 4 mm stone on the R."),
+        ("R. renal calculus; L kidney: normal", "L. renal calculus; R kidney: normal"),
+        ("2 L drained, L 4, L spine, R/O PE, R. Smith", "2 L drained, L 4, L spine, R/O PE, R. Smith"),
         ("", ""),
     ],
 )  # fmt: skip

@@ -11,7 +11,7 @@ from vol3d.text.places import PRE, STOP, Place
 _SIZE = re.compile(
     r"(?P<first>\d+(?:\.\d+)?)\s*(?:mm|cm)?(?P<more>(?:\s*(?:x|×|by|-|to)\s*\d+(?:\.\d+)?\s*(?:mm|cm)?)*)\s*-?(?P<unit>mm|cm|millimet\w+|centimet\w+)\b"
 )
-_BRACKET = re.compile(r"\s*\([^()]*")
+_BEHIND_PLACE = re.compile(r"\s*\([^()]*|,?:? ?")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _FORMER = re.compile(
     r"(?:[,(]\s*was|previously|prior(?! to )|formerly|(?P<start>from)|(?P<was>was|were)|compared (?:to|with)|versus|vs"
@@ -35,7 +35,7 @@ _COUNT = re.compile(
     r"|\d{1,2}(?!\s*-?(?:mm|cm|x|\.)|\s*(?:-|to)\s*\d[\d.]*\s*-?[cm]m\b))[\s-]+"
     rf"(?:(?!(?:{STOP})\b)[\w./]+[\s-]+){{0,5}}$"
 )
-_PLURAL = re.compile(r"(?:\w*[^si\W]s|calculi|metastases|masses)$")
+_PLURAL = re.compile(r"(?:\w*[^siu\W]s|calculi|metastases|masses)$")
 _LEVEL = {
     "small": 0, "trace": 0, "tiny": 0, "minimal": 0, "mild": 0, "slight": 0, "mildly": 0, "slightly": 0, "minimally": 0,
     "moderate": 1, "moderately": 1, "large": 2, "massive": 2, "severe": 2, "severely": 2, "marked": 2, "markedly": 2,
@@ -49,7 +49,7 @@ _AFTER_SEVERITY = re.compile(rf"\s*(?:[,(]|is|are|appears)\s*(?P<word>{'|'.join(
 def sizes(text: str, spans: list[Span], places: list[Place]) -> list[list[tuple[float, Place | None]]]:
     """Sizes in millimetres, the largest of each "3 × 2 cm", of each finding; former sizes are left out.
 
-    Beside each stands the place that it is told of in brackets ("right upper lobe (4 mm)"), None if there is none.
+    Beside each stands the place that it is told right behind ("right upper lobe (4 mm)"), None if there is none.
     """
     out: list[list[tuple[float, Place | None]]] = [[] for _ in spans]
     for match in _SIZE.finditer(text) if spans else ():
@@ -57,7 +57,7 @@ def sizes(text: str, spans: list[Span], places: list[Place]) -> list[list[tuple[
         unit = 1.0 if match["unit"].startswith("m") else 10.0
         value = round(max(numbers, default=0.0) * unit, 3)
         owner = _size_owner(text, spans, match)
-        place = next((p for p in places if _BRACKET.fullmatch(text, p.end, match.start())), None)
+        place = next((p for p in places if _BEHIND_PLACE.fullmatch(text, p.end, match.start())), None)
         for which, span in enumerate(spans):
             if (span.core, span.end) == (spans[owner].core, spans[owner].end) and 0 < value < 1000:
                 out[which].append((value, place))

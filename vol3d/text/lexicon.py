@@ -1,9 +1,9 @@
 """Left and right in words: the mirror image of a text, of a name, of a finding.
 
 Mirroring a volume without its words teaches a model the wrong side, so the words are mirrored with it. Left and right
-change places in any case ("Left", "LEFT", "left-sided", "LLL", "kidney_left"); the right middle lobe and the lingula
-change places as well. What is left or right by name only stays: liver lobes, heart chambers, coronary arteries, the
-colon. "Bilateral" stays.
+change places in any case ("Left", "LEFT", "left-sided", "LLL", "kidney_left"), and so does a lone L or R that is a side
+("R effusion"); the right middle lobe and the lingula change places as well. What is left or right by name only stays:
+liver lobes, heart chambers, coronary arteries, the colon. "Bilateral" stays.
 """
 
 from __future__ import annotations
@@ -37,10 +37,14 @@ _KEPT = (
     r"|right (?:now|away|angle\w*|after|before)|all right"
     r"|left (?:in place|in situ|untreated|alone|against|the hospital)"
 )
-_LETTER = r"[LR](?=\s*[<>=]\s*[LR](?![A-Za-z]))|(?<=[<>=])[LR](?![A-Za-z])|(?<=[<>=] )[LR](?![A-Za-z])"
-_LETTER += r"|(?<=\()[LR](?=\))|(?<![A-Za-z])[LR](?=-sided)"
+SIDE_LETTER = (
+    r"(?<![\w.'/-])(?<!\d )(?-i:[LR])(?="
+    r"[\s,;:)&](?!\s*[1-9]\b(?!\s*-?[cm]m|\.\d|\s*x))(?! ?(?:spine|vertebr))|-sided|[<>=]|\.?$|\. (?-i:[a-z]))"
+    r"|(?:(?<=the )|(?<=THE ))(?-i:[LR])(?=\.)"
+)
+"""A lone letter that is a side ("R effusion", "on the L.", "R>L"); not "2 L", "L 4", "L spine", "R/O", "R. Smith"."""
 _PATTERN = re.compile(
-    rf"(?P<kept>(?<![A-Za-z])(?:{_KEPT}))|(?P<letter>{_LETTER})"
+    rf"(?P<kept>(?<![A-Za-z])(?:{_KEPT}))|(?P<letter>{SIDE_LETTER})"
     rf"|(?<![A-Za-z])(?P<word>{'|'.join(sorted(_SWAP, key=len, reverse=True))})(?![A-Za-z])",
     re.IGNORECASE,
 )
@@ -74,8 +78,7 @@ def _swap(match: re.Match[str]) -> str:
     if match["kept"]:
         return word
     if match["letter"]:
-        # A lone letter is a side only when written as one: "l" in running text is not.
-        return {"L": "R", "R": "L"}.get(word, word)
+        return {"L": "R", "R": "L"}[word]
     other = _SWAP[word.lower()]
     if word.isupper():
         return other.upper()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,45 +35,50 @@ class _Head:
     strict: bool = True  # an organ word that is not ours after the head rules it out
 
 
-_ENLARGED = r"(?:is|are|appears?|remains?|was)(?: not| no longer)?(?: (?:\w+ly|again|also|stable and))*"
+_ENLARGED = r"(?: (?:is|are|appears?|remains?|was))?(?: not| no longer)?(?: (?:\w+ly|again|also|stable and))*"
+_LEVEL = r"(?:the )?(?:[\w-]+ ){0,2}?(?:[tl]-?(?:1[0-2]|[1-9])(?! nerve| root)|vertebra(?:e|l bod(?:y|ies))?)"
 
 _DIRECT: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    ("pleural effusion", ("pleural", "hydro", "hemothora", "haemothora"),
+    ("pleural effusion", ("pleural", "hydro", "emothora", "emopneumo"),
      r"pleural (?:fluid(?: collections?)?|collections?)|hydro(?:pneumo)?thora(?:x|ces)|ha?emothora(?:x|ces)"
-     r"|fluid in the (?:left |right )?pleural (?:space|cavity)"),
+     r"|ha?emopneumothora(?:x|ces)|fluid in the (?:left |right )?pleural (?:space|cavity)"),
     ("pneumothorax", ("pneumothora", "ptx", "pleural"),
-     r"(?:hydro)?pneumothora(?:x|ces)|ptx|pleural air|air (?:with)?in the (?:left |right )?pleural (?:space|cavity)"),
+     r"(?:hydro|ha?emo)?pneumothora(?:x|ces)|ptx|pleural air"
+     r"|air (?:with)?in the (?:left |right )?pleural (?:space|cavity)"),
     ("consolidation", ("consolidat", "space", "lobar", "alveolar", "pneumonia"),
      r"(?:air ?-?space )?consolidat(?:ions?|ive (?:changes?|opacit(?:y|ies)|process)|ed)"
      r"|(?:air ?-?space|lobar|alveolar) (?:disease|opacit(?:y|ies)|opacifications?)|(?:broncho)?pneumonias?"),
     ("emphysema", ("emphysem", "bullous", "bullae"),
-     r"(?<!subcutaneous )(?<!surgical )(?<!mediastinal )(?<!tissue )(?<!wall )emphysem(?:a(?:tous)?)(?: changes?)?"
-     r"|bullous (?:disease|changes?)|bullae"),
+     r"(?<!subcutaneous )(?<!surgical )(?<!mediastinal )(?<!tissue )(?<!wall )emphysema(?:tous(?! \w+itis))?"
+     r"(?: changes?)?|bullous (?:disease|changes?)|bullae"),
     ("atelectasis", ("atelecta", "volume loss", "collapse"),
-     r"atelecta(?:sis|ses|tic(?: (?:changes?|bands?))?)|(?<!brain )volume loss|(?:sub)?segmental collapse"
-     r"|lobar collapse|lobe collapse"),
+     r"atelecta(?:sis|ses|tic(?: (?:changes?|bands?))?)|(?<!brain )volume loss"
+     r"|(?:lobar|(?:sub)?segmental) collapse"),
     ("cardiomegaly", ("cardi", "heart"),
      r"cardiomegaly|cardiac enlargement|enlargement of the (?:heart|cardiac silhouette)"
-     r"|enlarged (?:heart|cardiac silhouette)|(?:heart|cardiac silhouette|heart size) " + _ENLARGED + " enlarged"),
+     r"|enlarged (?:heart|cardiac silhouette)|(?:heart|cardiac silhouette|heart size)" + _ENLARGED + " enlarged"),
     ("pericardial effusion", ("pericardi",),
      r"pericardial fluid|fluid (?:with)?in the pericardi(?:um|al (?:space|sac))|h(?:a?)emopericardium"),
     ("coronary artery calcification", ("coronar",),
-     r"coronary (?:arter(?:y|ial|ies) )?(?:\w+ )?(?:calcifications?|calcium|calcified plaques?)"
-     r"|coronary (?:artery |arterial )?athero\w+"
-     r"|coronary arteries " + _ENLARGED + r" calcified|calcified coronary (?:arter(?:y|ies)|plaques?)"
-     r"|(?:calcif\w+|atherom\w+)(?: (?!no\b|not\b|normal\b)\w+){0,7} coronar(?:y|ies)(?: arter(?:y|ies))?"),
+     r"(?<!normal )coronary (?:arter(?:y|ial|ies) )?(?:(?:and|&) (?:\w+ ){1,3}|(?:[\w-]+ ){0,2})"
+     r"(?:calcifications?|calcium|calcified plaques?)|coronary (?:artery |arterial )?athero\w+"
+     r"|coronary arteries" + _ENLARGED + r" calcified|calcified coronary (?:arter(?:y|ies)|plaques?)"
+     r"|(?:calcif\w+|athero\w+)(?: (?!no\b|not\b|normal\b)\w+){0,7} coronar(?:y|ies)(?: arter(?:y|ies))?"),
     ("aortic aneurysm", ("aaa",), r"aaa"),
     ("hepatic steatosis", ("steato", "fatty"),
      r"(?:hepatic )?steatosis|hepatosteatosis|steatotic(?: liver)?|fatty liver"
-     r"|fatty (?:infiltration|change)(?! of the panc| in the panc)(?: (?:of|in) the liver)?"),
+     r"|liver" + _ENLARGED + r" fatty(?: infiltrated)?"
+     r"|fatty (?:infiltration|change)(?! of the panc| in the panc)(?: (?:of|in) the liver)?"
+     r"|fatty replacement of the liver"),
     ("gallstones", ("gallstone", "gall stone", "lithiasis"), r"gall ?stones?|chole(?:cysto)?lithiasis"),
     ("splenomegaly", ("sple",),
-     r"(?:hepato)?splenomegaly|splenic enlargement|enlargement of the spleen|enlarged spleen"
-     r"|spleen " + _ENLARGED + " enlarged"),
+     r"(?:hepato)?splenomegaly|splenic enlargement|enlargement of the spleen|enlarged (?:liver and )?spleen"
+     r"|spleen" + _ENLARGED + r" enlarged(?! lymph| node)"
+     r"|spleen (?:is|measures|measuring)[\w .]{1,30},? (?:(?:and|which) (?:is )?)?(?:\w+ly )?enlarged"),
     ("renal stone", ("lith",), r"nephrolith(?:iasis|s)?"),
     ("hydronephrosis", ("nephro", "ectasis", "collecting", "renal pelvis", "calyc", "dilat"),
      r"hydro(?:uretero)?nephro(?:sis|tic)|(?:pelvi|pyel|cali)\w*ectasis"
-     r"|(?:(?:left|right) )?(?:collecting systems?|renal pelvis|renal pelves) " + _ENLARGED + " dilated"
+     r"|(?:(?:left|right) )?(?:(?:collecting|pelvi\w+) systems?|renal pelvis|renal pelves)" + _ENLARGED + " dilated"
      r"|dilat(?:ed|ation of|ion of) (?:the )?(?:(?:left|right) )?"
      r"(?:renal )?(?:collecting systems?|renal pelvis|pelvi\w+ systems?)"
      r"|pelvi\w+ (?:systems? )?dilat(?:at)?ion"),
@@ -82,16 +88,21 @@ _DIRECT: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("bowel obstruction", ("obstruct", "sbo", "lbo"),
      r"(?:(?:small|large)[- ]bowel|bowel|intestinal|colonic) obstructions?|sbo|lbo"
      r"|obstruct(?:ion of|ed) (?:the )?(?:small |large )?(?:bowel|intestine)"
-     r"|(?:(?:small|large)[- ])?bowel (?:is|appears) (?:not )?obstructed"),
+     r"|(?:(?:small|large)[- ])?bowel (?:is|appears) (?:not )?obstructed"
+     r"|(?:dilat\w+ (?:\w+ ){0,5}(?:(?:small|large)[- ])?bowel|(?:(?:small|large)[- ])?bowel (?:\w+ ){0,4}dilat\w+)"
+     r"[\w ,.]{0,60}? (?:for|with|of|suggest\w+) (?:\w+ )??obstruction"),
     ("inguinal hernia", ("inguinal", "groin"),
      r"(?:inguinal|groin)(?:[- ](?!hernia)[\w,]+){0,4}?[- ]hernias?(?: containing \w+)?"
      r"|hernias? in(?:to)? the (?:left |right )?(?:inguinal (?:canal|region)|groin)"),
     ("hiatal hernia", ("hiat", "diaphragmatic"),
      r"(?:sliding |para-?esophageal )?hiat(?:al|us)(?: (?!hernia)\w+){0,3}? hernias?|diaphragmatic hernias?"),
-    ("vertebral fracture", ("fracture", "deformit", "wedg", "height", "collapse"),
+    ("vertebral fracture", ("fracture", "deformit", "wedg", "height", "collapse", "compression"),
      r"(?:compression|wedge|burst)(?: \w+)?? (?:fractures?|deformit(?:y|ies))"
      r"|vertebra(?:l|l body|l bodies|e)?(?: \w+)?? (?:fractures?|collapse|compression)"
-     r"|wedging|wedge-shaped deformity|vertebral (?:body )?height loss|loss of vertebral (?:body )?height"),
+     r"|wedging|wedge-shaped deformity|loss of vertebral (?:body )?height"
+     r"|(?:vertebral (?:body )?|[tl]-?(?:1[0-2]|[1-9]) )height loss"
+     rf"|(?:(?:(?<!dis[ck] )(?<!space )height loss|loss of (?:(?!dis[ck]|intervert)\w+ )?height) (?:of|at|in|involving)"
+     rf"|compression of) {_LEVEL}"),
     ("bone metastasis", ("lytic", "sclerotic", "blastic", "metasta"),
      r"(?:osteo)?(?:lytic|sclerotic|blastic)(?: (?:and|or) (?:lytic|sclerotic|blastic))?(?: (?:bone|bony|osseous))?"
      r" (?:lesions?|metastas[ie]s|foc(?:us|i)|deposits?)"
@@ -114,6 +125,9 @@ HEADS = (
     _Head(re.compile(r"\b(?:mass(?:es)?|tumou?rs?)\b"), ("mass", "tumo"),
           {**_LESION, "lung": "pulmonary nodule"}),
     _Head(re.compile(r"\bfractures?\b"), ("fracture",), {"spine": "vertebral fracture"}),
+    _Head(re.compile(r"(?<!airway )(?<!tracheal )(?<!bronchial )(?<!expiratory )(?<!dynamic )\bcollapsed?\b"
+                     r"(?! of the (?:trachea|airway|(?:[\w-]+ ){0,3}bronch))"), ("collapse",),
+          {"lung": "atelectasis", "spine": "vertebral fracture"}),
     _Head(re.compile(r"\baneurysm(?:s|al(?: dilat(?:at)?ion)?)?\b"), ("aneurysm",), {"aorta": "aortic aneurysm"}),
 )  # fmt: skip
 
@@ -122,11 +136,11 @@ _ORGAN = re.compile(
     r"\b(?:"
     r"(?P<other>(?:iliac|renal|splenic|popliteal|cerebral|femoral|carotid|pulmonary|hepatic|mesenteric) arter\w+"
     r"|thyroid|adrenal\w*|ovar\w+|pancrea\w+|splenic|spleen|breasts?|(?:urinary )?bladder|ureter\w*|ureth\w+|prosta\w+"
-    r"|uter\w+|adnexal?|skin|soft tissues?|subcutaneous|brain|mediastin\w+|lymph\w*|nod(?:es?|al)|colon\w*|bowel"
-    r"|mesenter\w+|oment\w+|peritone\w+|stomach|gastric|o?esophag\w*|umbilical|ventral|incisional|joints?|knees?|hips?"
+    r"|u[pv]j|[pv]uj|uter\w+|adnexal?|skin|soft tissues?|subcutaneous|brain|mediastin\w+|lymph\w*|nod(?:es?|al)"
+    r"|colon\w*|bowel|mesenter\w+|oment\w+|peritone\w+|stomach|gastric|o?esophag\w*|umbilical|ventral|incisional|joints?|knees?|hips?"
     r"|append\w+|muscles?|psoas|parotid|(?:common )?bile ducts?|common duct|choledoch\w*|duoden\w+|vocal|orbit\w*"
     r"|testi\w+|thym(?:us|ic)|cerebr\w+|cerebell\w+|(?:temporal|frontal|parietal|occipital|pyramidal) lobes?)"
-    r"|(?P<kidney>(?:intra)?renal|\w*nephro\w+|kidneys?|collecting systems?|caly(?:x|ces))"
+    r"|(?P<kidney>(?:intra)?renal|(?:para|peri)-?pelvic|\w*nephro\w+|kidneys?|collecting systems?|caly(?:x|ces))"
     r"|(?P<liver>liver|hepatic(?: lobes?| segments?)?|(?:caudate|quadrate|riedel'?s?) lobes?)"
     r"|(?P<gallbladder>gall ?-?bladder|biliary)"
     r"|(?P<lung>lungs?|pulmonary|pleura\w*|(?:upper|mid(?:dle)?|lower|lingular?|azygos)[- ]lobes?|lingula\w*"
@@ -149,7 +163,7 @@ _PARTS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
 """Parts of organs → kinds that have them, a bare word meaning the first; other organs that do; headers they go by."""
 _PART_OF = re.compile(r",? (?:of|in|within) (?:(?:the|an?|this|both) )?(?:[\w-]+ ){0,2}")
 _ORGAN_GATE = re.compile("|".join(("cyst", "stone", "calcul", "lesion", "metasta", "mass", "tumo", "nodul", "effusion",
-                                   "fracture", "aneurysm")))  # fmt: skip
+                                   "fracture", "aneurysm", "collapse")))  # fmt: skip
 _PREPOSITIONS = (
     r"in|on|at|of|the|with|and|or|nor|is|are|was|were|has|have|shows?|contains?|there|no|without|but|to|from"
 )
@@ -157,6 +171,15 @@ _MODIFIERS = re.compile(rf"\s*(?:(?!(?:{_PREPOSITIONS})\b)[\w./%]+[\s-]+){{0,4}}
 _JOIN = re.compile(
     r"\s*(?:,|/|and|or|nor|and/or|,\s*(?:and|or))\s*(?:the\s+)?(?:(?:left|right|bilateral|small|moderate|large|simple)\s+)?"
 )
+_AND = re.compile(
+    r"(?:(?P<comma>, )|,? (?:and|or|&|as well as) )(?:(?:in|of|to|within) )?"
+    r"(?:(?:the|both|each|left|right|bilateral) ){0,2}"
+)
+_ITS_VERB = re.compile(
+    r"\s*(?:(?:is|are|was|were|appears?) )?(?:\w+ly )?(?:has|have|shows?|demonstrat\w+|contains?|enhances?|unremarkable"
+    r"|normal|clear|intact|within)\b"
+)
+"""What tells that an organ behind "and" is the subject of the next clause, not one more place of the finding."""
 
 SECTION_ORGAN = {
     "Lungs and pleura": ("lung",),
@@ -279,6 +302,20 @@ def _chain(text: str, organs: list[tuple[int, int, str]], start: int) -> list[tu
     return chain
 
 
+def _together(text: str, behind: list[tuple[int, int, str]]) -> list[str]:
+    """The kinds of the organs that a finding is said to be in: "in the liver, spleen and both kidneys"."""
+    kinds = [behind[0][2]]
+    pending: list[str] = []
+    for (_, end, _), (start, stop, kind) in pairwise(behind):
+        joined = _AND.fullmatch(text, end, start)
+        if joined is None or _ITS_VERB.match(text, stop):
+            break
+        pending.append(kind)
+        if not joined["comma"]:
+            kinds, pending = kinds + pending, []
+    return kinds
+
+
 def _resolve(
     text: str,
     match: re.Match[str],
@@ -294,9 +331,10 @@ def _resolve(
             return list(dict.fromkeys(names))
         if any(kind == "other" for _, _, kind in chain) or head.strict:
             return []
-    after = next((kind for start, _, kind in organs if match.end() <= start < limit), None)
-    if after is not None and (after in head.organs or head.strict):
-        return [head.organs[after]] if after in head.organs else []
+    behind = [organ for organ in organs if match.end() <= organ[0] < limit]
+    if behind and (behind[0][2] in head.organs or head.strict):
+        names = [head.organs[kind] for kind in _together(text, behind) if kind in head.organs]
+        return list(dict.fromkeys(names))
     before = next((kind for _, end, kind in reversed(organs) if end <= match.start() and kind in head.organs), None)
     nearest = next((kind for _, end, kind in reversed(organs) if end <= match.start()), None)
     if before is not None and (before == nearest or before in section):

@@ -23,11 +23,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from vol3d.text.attributes import count, make_finding, severity, sites, sizes
+from vol3d.text.ellipsis import continued, listed, named_again
 from vol3d.text.mentions import SECTION_ORGAN, find_spans, header_organs
 from vol3d.text.ontology import FINDINGS, Finding, Side, in_report_order
 from vol3d.text.places import bind_places, find_places
 from vol3d.text.polarity import Status, statuses
 from vol3d.text.sections import header_organ, header_section, report_parts
+from vol3d.text.shorthand import written_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,25 @@ def finding_labels(text: str) -> dict[str, int]:
 
 def parse_mentions(text: str) -> list[Mention]:
     """Read every mention of every finding, with whether it is said to be there."""
-    return [mention for sentence, organs, sides in _sentences(text) for mention in _read(sentence, organs, sides)]
+    out: list[Mention] = []
+    before: tuple[Mention, ...] = ()
+    above: tuple[str, ...] = ()
+    for sentence, organs, sides in _sentences(text):
+        if before and organs == above:
+            sentence = continued(sentence, before[-1].finding, sides)
+            if not sides and _GOES_WITH.match(sentence):
+                sides = _sides_of(before)
+        mentions = _read(sentence, organs, sides)
+        before, above = (mentions, organs) if sentence else (before, above)
+        out.extend(mentions)
+    return out
+
+
+def _sides_of(mentions: tuple[Mention, ...]) -> tuple[Side, ...]:
+    """The sides of the last finding of a sentence."""
+    last = mentions[-1].finding.name
+    sides = [m.finding.side for m in mentions if m.finding.name == last and m.status in ("present", "possible")]
+    return tuple(side for side in sides if side is not None)
 
 
 # Sentences
@@ -91,6 +111,13 @@ _END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bapprox)(?<!\bcf)(?<!\bd
 _SPACED_DECIMAL = re.compile(r"(?<= \d) \. ?(?=\d+ ?[cm]m\b)")
 _HEADER = re.compile(r"([a-z][a-z ,/&()-]{1,60}?)\s*:\s*")
 _SAYING = re.compile(r"\b(?:no|not|without|free|negative|is|are|was|were|has|have|shows?|compared|for)\b")
+_STATE = re.compile(
+    r"(?:(?:measur\w+ )?\d[\d.x ]*[cm]m,? )?(?:not |no longer )?(?:\w+ly |borderline )?"
+    r"(?:enlarged|fatty(?: infiltrat(?:ed|ion))?|aneurysmal|collapsed|dilated)"
+    r"(?=\s*(?:$|[,(]|(?:measuring|at|to|with|in|and|but|without)\b))"
+)
+"""What is said of the organ in a header itself: "Spleen: Enlarged, 15 cm"."""
+_GOES_WITH = re.compile(r"(?:there is )?(?:associated|adjacent|overlying|underlying|accompanying|compressive)\b")
 _SPACE = re.compile(r"\s+")
 _HYPHENS = str.maketrans({"‐": "-", "‑": "-", "‒": "-", "–": "-", "—": ",", "×": "x", "\u00a0": " ", "’": "'"})
 _MAX_SENTENCE = 600
@@ -104,22 +131,29 @@ def _sentences(text: str) -> Iterator[tuple[str, tuple[str, ...], tuple[Side, ..
 
 
 def _part_sentences(text: str) -> Iterator[tuple[str, tuple[str, ...], tuple[Side, ...]]]:
-    text = text.replace("**", "").replace("#", " ")
+    text = written_out(text.replace("**", "").replace("#", " "))
     text = _WRAPPED.sub(" ", _LIST_MARK.sub("\n", text)).lower()
     text = _SPACED_DECIMAL.sub(".", text)
     organs: tuple[str, ...] = ()
     sides: tuple[Side, ...] = ()
+    finding = ""
     for raw in _END.split(text):
-        sentence = _SPACE.sub(" ", raw).strip()
+        sentence = listed(_SPACE.sub(" ", raw).strip(), finding)
         while match := _HEADER.match(sentence):
             kind, under, sided = _header(match[1].strip(), organs)
             rest = sentence[match.end() :]
+            finding = match[1] if kind == "finding" else ""
+            organs, sides = (under, sided) if kind == "organ" else (organs, sides)
             if kind == "finding":
-                sentence = f"{match[1]} is {rest}" if rest else ""
-            if kind in ("finding", "text"):
-                break
-            organs, sides = under, sided
-            sentence = rest
+                sentence = f"{finding} is {rest}" if rest else ""
+            elif kind == "organ" and _STATE.match(rest):
+                sentence = f"{match[1]} is {rest}"
+            elif "coronary" in match[1]:
+                sentence = f"{match[1]} {rest}"
+            elif kind == "organ":
+                sentence = rest
+                continue
+            break
         for start in range(0, len(sentence), _MAX_SENTENCE):
             yield sentence[start : start + _MAX_SENTENCE], organs, sides
 
@@ -152,6 +186,8 @@ def _read(sentence: str, organs: tuple[str, ...], sides: tuple[Side, ...]) -> tu
     spans = find_spans(sentence, organs)
     if not spans:
         return ()
+    if (whole := named_again(sentence, spans)) != sentence:
+        sentence, spans = whole, find_spans(whole, organs)
     judged = statuses(sentence, spans)
     named_places = find_places(sentence)
     bound = bind_places(sentence, spans, named_places, sides)
@@ -165,7 +201,7 @@ def _read(sentence: str, organs: tuple[str, ...], sides: tuple[Side, ...]) -> tu
         number = count(sentence, spans, index, both=both)
         for side in sorted(named) or [None]:
             own = [place for place in places if side is None or not place.sides or side in place.sides]
-            size = max((mm for mm, place in measured[index] if place is None or place in own), default=None)
+            size = max((mm for mm, place in measured[index] if place not in places or place in own), default=None)
             where = sites(sentence, span, own)
             site = where[0] if len(where) == 1 else None
             grade = severity(sentence, spans, index, [place for place in own if place.sides])

@@ -32,7 +32,7 @@ _FIXED = re.compile(
     r"\b(?:left|right)(?=[- ](?:hepatic (?!lobe)|main(?:stem)?\b|coronary|ventric|atri|anterior|circumflex|heart|colon"
     r"|hemicolon|adrenal|iliac|femur|femoral|acetab|ribs?\b|(?:\w+ )rib\b|humer|clavic|scapul|ischi|pubic|sacral"
     r"|pedicle|transverse|ovar|adnexa|breast|thyroid|portal|gastric|psoas|paratracheal|hilar|supraclav|axill"
-    r"|upper quadrant|lower quadrant|ureter))"
+    r"|upper quadrant|lower quadrant))"
 )
 _SHORT: dict[str, tuple[Side, str]] = {
     "lul": ("left", "upper lobe"),
@@ -45,7 +45,7 @@ _SITE = (
     r"upper lobes?|middle lobe|lower lobes?|lingula(?:r(?: segment| lobe)?)?|upper poles?|lower poles?"
     r"|(?:mid|middle|inter)[- ]?pol(?:e|ar(?: region)?)"
 )
-_NOUN = r"lungs?|kidneys?|hemithorax|hemithoraces|sides?|pleural space|pleural cavity|(?:lung )?bases?|groins?"
+_NOUN = r"(?:lung )?bases?|lungs?|kidneys?|hemithorax|hemithoraces|sides?|pleural space|pleural cavity|groins?"
 _PLACE = re.compile(
     r"\b(?:"
     r"(?P<short>lul|lll|rul|rml|rll)"
@@ -61,8 +61,9 @@ _PLACE = re.compile(
 _ASIDE = re.compile(r"\([^()]*\d[^()]*\)")
 _OF = re.compile(r"\s*(?:,|of|in)\s*(?:the\s+)?(?:aspect of the\s+)?")
 _CHAIN = re.compile(
-    r"\s*(?:and/or|and|or|nor|&|/|>|<|,\s*and|,|to|(?:greater|more|less|larger) than)\s*(?:in\s+|on\s+)?"
-    r"(?:the\s+|an?\s+)?(?:(?:trace|tiny|small|mild|moderate|large|severe|massive|minimal)\s+)?"
+    r"\s*(?:and/or|and|or|nor|&|/|>|<|,\s*and|,|to|(?:(?:greater|more|less|larger|smaller|worse) )?than)\s*"
+    r"(?:in\s+|on\s+)?(?:the\s+|an?\s+)?(?:(?:trace|tiny|small|mild|moderate|large|severe|massive|minimal|loculated|layering|simple"
+    r"|stable|new|persistent|residual|increas(?:ing|ed)|decreas(?:ing|ed))\s+){0,3}"
 )
 STOP = (
     r"in|on|at|of|the|with|and|or|nor|is|are|was|were|has|have|shows?|contains?|there|without|but|to|from|for|seen"
@@ -74,15 +75,17 @@ _POST = re.compile(
     r"(?:\b(?:adjacent to|next to|in|on|at|of|within|involving|along|affecting|near|from|over|about|throughout)\s+"
     r"(?:the\s+|each\s+)?(?:\w+\s+){0,2}|\()\s*$"
 )
-_SECOND = re.compile(r"[\s,]*(?:and )?(?:\d[\w. ]*)?(?:in|on) (?:the )?")
+_SECOND = re.compile(r"[\s,]*(?:and )?(?:\d[\w. ]*)?(?:in|on) (?:the )?|[\s,]*\d[\d.x ]*[cm]m[\s,]*(?:and )?")
 _NEW_SUBJECT = re.compile(r"\b(?:but|there is|there are|and the|while|whereas)\b|;")
 _NEAR = re.compile(
     r"[\s,:(-]*(?:(?:is|are)\s+)?(?:(?:only|mainly|predominantly|more|worse|greater|larger)\s+)?(?:on the\s+)?"
 )
 _LINK = re.compile(
-    r"(?!.*\bin the\b)[\s,]*(?:(?:and|or|nor|with|&|plus|as well as)\b)?\s*"
+    r"(?!.*\bin the\b)[\s,/]*(?:(?:and|or|nor|with|&|plus|as well as|due to|secondary to|caused by|related to|from"
+    r"|(?:is |are )?(?:favou?red )?over|rather than|versus|vs)\b)?\s*"
     rf"(?:(?!(?:{STOP})\b)[\w./]+[\s-]+){{0,4}}"
 )
+_WITH = re.compile(rf"\s+(?:with|due to|causing|from)\s+(?:(?!(?:{STOP})\b)[\w./]+[\s-]+){{0,4}}")
 _LINKED_WITH = re.compile(
     r"\b(?:associated|adjacent|overlying|underlying|accompanying|compressive|ipsilateral|surrounding)\b"
 )
@@ -179,8 +182,9 @@ def bind_places(text: str, spans: list[Span], places: list[Place], before: tuple
         owners = set(owner[index])
         previous = max((i for i, s in enumerate(spans) if s.end <= place.start), default=None)
         if previous is not None and _is_behind(text, spans, previous, places, index, owner):
-            owners.add(previous)
-            behind[previous] = True
+            for which in (i for i, s in enumerate(spans) if s.end == spans[previous].end):
+                owners.add(which)
+                behind[which] = True
             owner[index] = owners
         for which in owners:
             bound[which].append(place)
@@ -261,7 +265,11 @@ def _inherit(
         return own + topic
     for other in range(index - 1, -1, -1):
         gap = text[spans[other].end : spans[index].core]
-        linked = _LINK.fullmatch(gap) or (_LINKED_WITH.search(gap) and not re.search(r"\bbut\b|;", gap))
+        linked = (
+            _LINK.fullmatch(gap)
+            or (_LINKED_WITH.search(gap) and not re.search(r"\bbut\b|;", gap))
+            or (bound[other] and _WITH.fullmatch(text, max(bound[other][-1].end, spans[other].end), spans[index].core))
+        )
         if not linked:
             break
         sides = [place for place in bound[other] if place.sides]

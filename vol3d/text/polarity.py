@@ -34,10 +34,10 @@ BREAK = re.compile(
 _OBJECT = r"(?:an?|any|the|evidence|contain\w*|show\w*|demonstrat\w+|ha[sd]|have)\b"
 _FORWARD = re.compile(
     rf"\b(?:(?<=there is )no longer|(?<=there are )no longer|no longer(?= {_OBJECT})|no longer {_SEEN}(?= (?:is|are)\b)"
-    r"|no(?! longer| doubt|t\b)|not(?! only)|without|nor|neither|never|absen(?:t|ce of)|negative for"
+    r"|no(?! longer| doubt|t\b)|not(?! only)|without|nor|neither|never|absen(?:t|ce of)|neg(?:ative)? for"
     r"|free (?:of|from)|lack(?:s|ing)?(?: of)?|denies|devoid of|clear of|resolution of|resolved|clearing of|rather than"
     r"|instead of|w/o|rule[sd]? out|exclud(?:es?|ing)|non(?=-(?:aneurysmal|enlarged|dilated))|unlikely|nothing"
-    r"|does not|do not|cannot be|interval removal of)\b(?!:)"
+    r"|does not|do not|cannot be|interval removal of|favou?r\w*\b[\w ,-]{0,80}? over)\b(?!:)"
 )
 _NOT_NEGATION = re.compile(
     r"\b(?:no|without|not)\s+(?:(?:significant|interval|substantial|appreciable|definite|obvious|major|marked|other"
@@ -46,7 +46,9 @@ _NOT_NEGATION = re.compile(
     r"|growth|grown)\b"
     r"|\b(?:cannot|can't|can not|could not|not)\s+(?:\w+\s+)?(?:be\s+)?(?:entirely\s+|completely\s+)?"
     r"(?:exclude|excluded|rule out|ruled out)\b"
-    r"|\bnot only\b|\bno doubt\b|\b(?:incompletely|partially|partly|nearly|almost completely|almost) resolved\b"
+    r"|\bnot only\b|\bno doubt\b"
+    r"|\b(?:incomplete(?:ly)?|partial(?:ly)?|partly|near(?:ly)?|almost)[ -](?:complete(?:ly)? )?"
+    r"(?:resolved|resolution(?: of)?|cleared|clearing(?: of)?)\b"
 )
 _CANNOT_EXCLUDE = re.compile(r"\b(?:cannot|can't|can not|could not|not)\s+(?:\w+\s+)*?(?:exclude|rule)")
 _BACKWARD = re.compile(
@@ -96,6 +98,9 @@ _POSSIBLE = re.compile(
     r"\b(?:possibl[ey]|probabl[ey]|likely|suspicious|suspected|suspicion|concern(?:ing)?|may|might|could"
     r"|question(?:able|ed)?|suggest\w*|cannot|equivocal|versus|vs)\b"
 )
+_INSIDE = re.compile(r" (?:not|no|no longer|without) ")
+_THEN = re.compile(r"\b(?:post|(?<!the )following|after)\b(?! contrast)")
+_REPAIRED = re.compile(r" (?:(?:mesh|surgical|open|laparoscopic|endovascular) )?repair(?:s|ed)?\b")
 _LIST_OR = re.compile(r"\b(?:or|nor)\b")
 _NEXT_IN_LIST = re.compile(r"[\s,]*")
 _RESTART = re.compile(
@@ -129,7 +134,7 @@ class _Cues:
         def real(match: re.Match[str]) -> bool:
             return not any(low < match.end() and match.start() < high for low, high in pseudo)
 
-        self.backward = [m.span() for m in _BACKWARD.finditer(text) if real(m)]
+        self.backward = [m.span() for m in _BACKWARD.finditer(text) if m.start() and real(m)]
         self.forward = [
             m.span()
             for m in _FORWARD.finditer(text)
@@ -156,8 +161,10 @@ def _until(text: str, cue: re.Match[str]) -> int:
 def _status(text: str, spans: list[Span], index: int, cues: _Cues) -> Status:
     span = spans[index]
     inside = text[span.core : span.end]
-    if " not " in inside or " no longer " in inside:
+    if _INSIDE.search(inside) or any(low < span.core and span.end <= high for low, high in cues.backward):
         return "absent"
+    if _REPAIRED.match(text, span.end):
+        return "historical"
     low = max([end for _, end in cues.breaks if end <= span.start], default=0)
     high = min([start for start, _ in cues.breaks if start >= span.end], default=len(text))
     if _negated_before(text, spans, index, cues, low) or _negated_behind(text, spans, index, cues, low, high):
@@ -175,6 +182,8 @@ def _negated_before(text: str, spans: list[Span], index: int, cues: _Cues, low: 
     if not starts:
         return False
     begin = max(starts)
+    if _THEN.search(text, begin, span.start):  # "no pneumothorax after biopsy of the nodule"
+        return False
     listed = [s for s in spans[:index] if s.start >= begin or s.core >= begin]
     if not listed:
         return True

@@ -1,0 +1,94 @@
+"""What a sentence leaves out because it was just named: the finding is written again, to be read as any other.
+
+"Left effusion is larger than right", "small right effusion, trace left", "no hydronephrosis on the right; mild on the
+left". Only a side that the finding was not given yet is another mention of it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from vol3d.text.mentions import Span
+from vol3d.text.ontology import FINDINGS, GRADE, Finding, Side
+
+_SIZE_WORD = r"trace|tiny|small|moderate|large|massive|minimal"
+_GRADE_WORD = r"mild|moderate|severe|marked|minimal|slight"
+_AMOUNT = rf"(?:very )?(?:{_SIZE_WORD}|{_GRADE_WORD})(?:(?: to |-| or )(?:{_SIZE_WORD}|{_GRADE_WORD}))?"
+_WHERE = r"(?:(?:on|at|in) )?(?:the )?(?:left|right)(?: side)?"
+_ENDS = r"(?=\s*(?:$|[,;()]|(?:and|with|but|without|which|while)\b))"
+_PART = re.compile(
+    rf"(?P<lead>(?:[,;]|\b(?:and|but)\b)(?: (?:and|but|with))? )(?P<what>{_AMOUNT}|none) (?P<where>{_WHERE}){_ENDS}"
+)
+_TURNED = re.compile(rf"(?P<lead>[,;]|\b(?:and|but)\b) (?P<where>{_WHERE}) (?P<what>{_AMOUNT}|none){_ENDS}")
+_THAN = re.compile(
+    r"(?P<lead>(?:(?:larger|greater|more|smaller|less|worse|bigger|higher) than(?: (?:that )?on)?|[<>]) )"
+    rf"(?P<what>)(?P<where>(?:the )?(?:left|right)){_ENDS}"
+)
+_GATE = re.compile(r"\b(?:left|right)\b")
+_SIDE = re.compile(r"\b(?:left|right|bilateral|both)\b")
+_ALONE = re.compile(rf"(?P<what>{_AMOUNT}|none)(?:(?P<where> {_WHERE})(?P<tail>(?:,| with| and| without).*)?)?")
+_ON_A_SCALE = {GRADE: re.compile(rf"\b(?:{_GRADE_WORD})\b")}
+_TOKEN = (
+    r"left|right|bilateral|upper|mid|middle|lower|lobes?|lungs?|bases?|apex|apical|lingula|rul|rml|rll|lul|lll|in|on|at"
+    r"|the|of|and|sides?|kidneys?|poles?|interpolar|region|x|by|mm|cm|unchanged|stable|new|solid|ground-glass"
+    r"|calcified|\d+(?:\.\d+)?(?:mm|cm)?"
+)
+_ITEM = re.compile(rf"(?=.*\b(?:left|right|bilateral|lingula|[rl][uml]l)\b)(?:(?:{_TOKEN})(?:[\s,():-]+|$))+")
+_SIDE_ITEM = re.compile(
+    rf"(?P<side>left|right|bilateral)(?: side)? ?: ?(?P<what>{_AMOUNT}|none|no|absent|nil|yes|present)"
+)
+_PLURAL = re.compile(r"(?<=[^siu])s$")
+
+
+def named_again(text: str, spans: list[Span]) -> str:
+    """A lower-case sentence with its findings written where it names only another side of them."""
+    if not _GATE.search(text):
+        return text
+    for match in sorted((m for p in (_PART, _TURNED, _THAN) for m in p.finditer(text)), key=lambda m: -m.start()):
+        earlier = [span for span in spans if span.end <= match.start() and FINDINGS[span.name].sided]
+        if not earlier:
+            continue
+        span = earlier[-1]
+        start = max((s.end for s in spans if s.end <= span.start), default=0)
+        told = set(_SIDE.findall(text[start : span.core if match.re is _THAN else match.start()]))
+        side = "left" if "left" in match["where"] else "right"
+        if told != {"right" if side == "left" else "left"}:
+            continue
+        again = _written(match, text[span.start : span.end])
+        text = f"{text[: match.start()]}{match['lead'].rstrip()} {again}{text[match.end() :]}"
+    return text
+
+
+def continued(text: str, before: Finding | None, sides: tuple[Side, ...]) -> str:
+    """A sentence of nothing but an amount and a side ("mild on the left"), with the finding before it.
+
+    Args:
+        text: One sentence, lower case.
+        before: The last finding of the sentence before.
+        sides: Sides of the header it stands under.
+    """
+    match = _ALONE.fullmatch(text)
+    if match is None or before is None or not before.type.sided or not (match["where"] or sides):
+        return text
+    scale = before.type.severities
+    if match["what"] != "none" and not (scale and _ON_A_SCALE.get(scale, _ALONE).search(match["what"])):
+        return text
+    return _written(match, before.name) + (match["tail"] or "")
+
+
+def listed(text: str, header: str) -> str:
+    """An item that is only a place and what it has ("rul 5 mm", "left: none"), with the finding of its header."""
+    if not header:
+        return text
+    name = _PLURAL.sub("", header)
+    if match := _SIDE_ITEM.fullmatch(text):
+        return f"{match['side']} {name} is {match['what']}"
+    return f"{name} is {text}" if _ITEM.fullmatch(text) else text
+
+
+def _written(match: re.Match[str], name: str) -> str:
+    what, where = match["what"], (match["where"] or "").strip()
+    words = ("no" if what == "none" else what, name, where)
+    if what == "" or not where.startswith(("on", "at", "in", "the")):
+        words = (words[0], where.removeprefix("the "), name)
+    return " ".join(filter(None, words))
