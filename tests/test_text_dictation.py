@@ -493,6 +493,102 @@ Partial clearing of left lower lobe consolidation. => left consolidation
 Near-complete clearing of right basilar atelectasis. => right atelectasis
 Completely resolved left pneumothorax. =>
 """,
+    "said in other words": """
+The left lower lobe is partially collapsed by a moderate effusion. => left atelectasis, left pleural effusion
+Bilateral effusions are seen, moderate on the right and small on the left. => both pleural effusion
+There is a moderate effusion on the right and a small one on the left. => both pleural effusion
+Effusion on the right is moderate; that on the left is small. => both pleural effusion
+Both a left effusion and a left pneumothorax are present. => left pleural effusion, left pneumothorax
+The pneumothorax on the right is larger than on the previous CT. => right pneumothorax
+Left lung is clear; right lung shows consolidation. => right consolidation
+Left lung clear. Right lung with consolidation. => right consolidation
+Neither lung shows consolidation. =>
+Consolidation (RLL) and effusion (R). => right consolidation, right pleural effusion
+A nodule (7 mm) is present in the LUL, another (4 mm) in the RLL. => both pulmonary nodule
+A 7 mm nodule is present in the LUL and another in the RLL. => both pulmonary nodule
+Two nodules: one in the RUL, one in the LLL. => both pulmonary nodule
+Multiple pulmonary nodules as follows: LUL 5 mm; RML 7 mm. => both pulmonary nodule
+Nodule, right upper lobe: 6 mm. => right pulmonary nodule
+Right lower lobe: 6 mm nodule, previously 5 mm. => right pulmonary nodule
+Nodules up to 4 mm in both lungs, unchanged. => both pulmonary nodule
+No new nodules; previously seen nodules are stable. => pulmonary nodule
+Previously seen nodules have resolved. =>
+Stones: 3 mm left lower pole, 5 mm right interpolar. => both renal stone
+Renal calculi: none. Renal cysts: left upper pole, 2 cm. => left renal cyst
+Renal cysts: Bilateral. => both renal cyst
+Renal cysts: Right only. => right renal cyst
+Kidneys: R: 3 mm stone, L: mild hydro. => left hydronephrosis, right renal stone
+Right kidney: hydronephrosis, moderate. Stone, 8 mm, lower pole. => right hydronephrosis, right renal stone
+Right kidney: No stone. Hydronephrosis: mild. => right hydronephrosis
+Right renal stone with mild hydronephrosis, left kidney normal. => right hydronephrosis, right renal stone
+Mild fullness of the left collecting system without hydronephrosis. =>
+The right renal collecting system is not dilated. =>
+The ureters are not dilated and there is no hydronephrosis. =>
+The kidneys demonstrate no hydronephrosis, but there is a stone in the left one. => left renal stone
+Left hydronephrosis has improved, now mild, with stent in place. => left hydronephrosis
+Cystic lesion of the left kidney, likely simple cyst. => left renal cyst
+Polycystic kidneys with innumerable bilateral renal cysts. => both renal cyst
+Cysts in the kidneys, bilaterally. => both renal cyst
+Hepatic and renal cysts. => hepatic cyst, renal cyst
+Simple cysts in the liver and kidneys. => hepatic cyst, renal cyst
+No cysts in the liver; cysts in the left kidney. => left renal cyst
+Liver is normal without cyst or mass; spleen is enlarged. => splenomegaly
+Liver, spleen, pancreas, and adrenal glands are normal. Gallbladder has stones. => gallstones
+Gallbladder demonstrates cholelithiasis without wall thickening or pericholecystic fluid. => gallstones
+A stone is present at the gallbladder neck. => gallstones
+Gallbladder sludge without stones. =>
+Gallbladder: contains a 2 cm stone. => gallstones
+Gallbladder: Contracted. Stones. => gallstones
+Liver: Enlarged and fatty. => hepatic steatosis
+Liver: Cirrhotic morphology. Fatty infiltration. No mass. => hepatic steatosis
+Liver: Steatosis, mild. Cyst, segment 2, 1 cm. => hepatic cyst, hepatic steatosis
+Liver: hypodensity in the right lobe, cyst. => hepatic cyst
+Hypoattenuating hepatic lesion, probably a cyst. => hepatic cyst, liver lesion
+Abdominal aorta: Atherosclerosis, no aneurysm. Coronaries: heavy calcification. => coronary artery calcification
+Vascular: Aneurysm of the infrarenal aorta, 3.8 cm. => aortic aneurysm
+Vessels: Saccular aneurysm arising from the aortic arch. => aortic aneurysm
+Aorta is aneurysmal at 4.2 cm, unchanged. => aortic aneurysm
+Aneurysmal dilatation of the ascending thoracic aorta, 4.4 cm. => aortic aneurysm
+Aortic root aneurysm. => aortic aneurysm
+No aneurysmal dilatation of the aorta. =>
+Mild cardiac enlargement. Trace pericardial effusion. Coronary stents. => cardiomegaly, pericardial effusion
+Pericardial effusion: small. Pleural effusion: trace bilateral. => both pleural effusion, pericardial effusion
+Pleural effusion: bilateral, left greater than right. => both pleural effusion
+Pleural effusions bilaterally, right larger. => both pleural effusion
+Pneumothorax: small, right apical. => right pneumothorax
+Pneumothorax: Negative. =>
+Pneumothorax: Not present. =>
+Emphysema: moderate; fibrosis: none. => emphysema
+Fluid: small ascites. Air: none. => ascites
+Free fluid: none. Free air: none. =>
+Free fluid: Trace in the pelvis. => ascites
+Hernia: small left inguinal. =>
+Hernias: Small hiatal hernia; left inguinal hernia. => hiatal hernia, left inguinal hernia
+Hiatal hernia: small. => hiatal hernia
+Spine: L1 compression deformity, chronic. No acute fracture. => vertebral fracture
+Fractures: none. Compression deformity: T11, mild. => vertebral fracture
+Bones: Old fracture of L2. Metastasis in the sacrum. => bone metastasis, vertebral fracture
+Known bone metastases in T5 and L2 are unchanged. => bone metastasis
+No new bone metastasis. =>
+Sclerosis of the left iliac bone. =>
+Osseous metastases: present, diffuse. => bone metastasis
+Pathologic compression fracture of T9 due to a lytic metastasis. => bone metastasis, vertebral fracture
+Bowel obstruction: none. Bowel: Dilated loops suspicious for SBO. => bowel obstruction
+Resolved small bowel obstruction. =>
+Small bowel obstruction, improved from prior. => bowel obstruction
+Early or partial small bowel obstruction is not excluded. => bowel obstruction
+Follow up of left renal stones and gallstones. => gallstones, left renal stone
+Patient known for left pleural effusion, which has resolved. =>
+Since the prior study, a right pneumothorax has developed. => right pneumothorax
+As compared to the prior study, there is a new left effusion. => left pleural effusion
+Compared with 2020, no new nodules; the 6 mm right upper lobe nodule is unchanged. => right pulmonary nodule
+A 6 mm right upper lobe nodule, seen on the prior study, is no longer present. =>
+The 6 mm right upper lobe nodule seen previously has grown to 9 mm. => right pulmonary nodule
+Lungs: Emphysema. No nodules, masses, or effusions. Left base scarring/atelectasis. => emphysema, left atelectasis
+No consolidation to suggest pneumonia. =>
+Lower lobe consolidation on the left with trace effusion. => left consolidation, left pleural effusion
+Small right effusion. Left effusion has been drained. => right pleural effusion
+""",
 }
 
 REPORTS = [
@@ -601,6 +697,46 @@ amount of ascites.
 PELVIS: Bladder is normal. Left inguinal hernia containing fat. No adenopathy.
 BONES: No aggressive lesions.
 => ascites, bowel obstruction, hepatic cyst, hepatic steatosis, left inguinal hernia, both renal stone, splenomegaly""",
+    """CT THORAX/ABDOMEN/PELVIS - Restaging
+Clinical info: Breast ca. ?progression
+Comparison: 12/03/2023
+CHEST
+No axillary adenopathy. Previously noted right upper lobe nodule has increased to 14 mm (was 9 mm). New 6 mm
+nodule left lower lobe. Small right effusion, new. No left effusion.
+ABDOMEN & PELVIS
+Two new lesions in segments 5 and 7 of the liver, measuring 18 and 22 mm. GB, spleen, pancreas NAD. Kidneys:
+simple cyst on the right. No hydronephrosis. No ascites.
+BONES
+New sclerotic lesion in L3. Stable T6 wedge fracture.
+CONCLUSION: Disease progression with new hepatic, pulmonary and osseous metastases.
+=> bone metastasis, both pulmonary nodule, liver lesion, right pleural effusion, right renal cyst, vertebral
+fracture""",
+    """FINDINGS:
+LINES/TUBES: Right chest tube. Left PICC.
+LUNGS/PLEURA: Trace right apical pneumothorax, decreased. Small L effusion, unchanged, with LLL atelectasis. RUL 5
+mm nodule.
+MEDIASTINUM: Heart is enlarged. Trace pericardial effusion.
+UPPER ABDOMEN: Cholelithiasis. Liver is fatty. R renal cyst.
+MSK: No fx.
+IMPRESSION: Decreased R PTX. Unchanged L effusion.
+=> cardiomegaly, gallstones, hepatic steatosis, left atelectasis, left pleural effusion, pericardial effusion,
+right pneumothorax, right pulmonary nodule, right renal cyst""",
+    """Indication: flank pain
+Findings: LEFT: Moderate hydroureteronephrosis secondary to an 8 mm calculus at L3. RIGHT: No hydronephrosis. 3 mm
+calculus in the lower pole. Gallbladder normal. Small hiatal hernia.
+Impression: Left obstructive uropathy.
+=> hiatal hernia, left hydronephrosis, right renal stone""",
+    """Lungs: No nodules.
+Pleura: Effusions bilaterally, moderate on the right and small on the left. No pneumothorax.
+Heart: Normal in size.
+Vessels: Extensive coronary calcification. AAA: 4.1 cm.
+Liver: Normal. Gallbladder: Absent. Spleen: Normal.
+Kidneys: Atrophic with cysts bilaterally.
+GI: No obstruction.
+Peritoneum: Moderate ascites.
+Bones: L4 compression fracture, old.
+=> aortic aneurysm, ascites, coronary artery calcification, both pleural effusion, both renal cyst, vertebral
+fracture""",
 ]
 
 
@@ -658,6 +794,10 @@ def test_each_item_of_a_list_has_its_own_size_and_is_one():
     ]
     sizes = [(f.key, f.size_mm) for f in parse_findings("Nodules: right upper lobe 5 mm, left lower lobe 6 mm.")]
     assert sizes == [("left pulmonary nodule", 6.0), ("right pulmonary nodule", 5.0)]
+    two = parse_findings("Nodules, for example 5 mm in the left upper lobe and 7 mm in the right lower lobe.")
+    assert [(f.key, f.size_mm) for f in two] == [("left pulmonary nodule", 5.0), ("right pulmonary nodule", 7.0)]
+    two = parse_findings("Stones: 3 mm left lower pole, 5 mm right interpolar.")
+    assert [(f.key, f.size_mm) for f in two] == [("left renal stone", 3.0), ("right renal stone", 5.0)]
     (nodule,) = parse_findings("Consolidation in the right upper lobe, 5 mm nodule in the left lower lobe.")[:1]
     assert (nodule.key, nodule.size_mm) == ("left pulmonary nodule", 5.0)
 

@@ -12,6 +12,7 @@ _SIZE = re.compile(
     r"(?P<first>\d+(?:\.\d+)?)\s*(?:mm|cm)?(?P<more>(?:\s*(?:x|×|by|-|to)\s*\d+(?:\.\d+)?\s*(?:mm|cm)?)*)\s*-?(?P<unit>mm|cm|millimet\w+|centimet\w+)\b"
 )
 _BEHIND_PLACE = re.compile(r"\s*\([^()]*|,?:? ?")
+_BEFORE_PLACE = re.compile(r" (?:(?:in|on|at|within) (?:the )?)?")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _FORMER = re.compile(
     r"(?:[,(]\s*was|previously|prior(?! to )|formerly|(?P<start>from)|(?P<was>was|were)|compared (?:to|with)|versus|vs"
@@ -49,7 +50,7 @@ _AFTER_SEVERITY = re.compile(rf"\s*(?:[,(]|is|are|appears)\s*(?P<word>{'|'.join(
 def sizes(text: str, spans: list[Span], places: list[Place]) -> list[list[tuple[float, Place | None]]]:
     """Sizes in millimetres, the largest of each "3 × 2 cm", of each finding; former sizes are left out.
 
-    Beside each stands the place that it is told right behind ("right upper lobe (4 mm)"), None if there is none.
+    Beside each stands the place right beside it ("right upper lobe (4 mm)", "7 mm in the LLL"), None if there is none.
     """
     out: list[list[tuple[float, Place | None]]] = [[] for _ in spans]
     for match in _SIZE.finditer(text) if spans else ():
@@ -57,7 +58,9 @@ def sizes(text: str, spans: list[Span], places: list[Place]) -> list[list[tuple[
         unit = 1.0 if match["unit"].startswith("m") else 10.0
         value = round(max(numbers, default=0.0) * unit, 3)
         owner = _size_owner(text, spans, match)
-        place = next((p for p in places if _BEHIND_PLACE.fullmatch(text, p.end, match.start())), None)
+        ahead = [p for p in places if _BEFORE_PLACE.fullmatch(text, match.end(), p.start)]
+        behind = [p for p in places if _BEHIND_PLACE.fullmatch(text, p.end, match.start())]
+        place = next(iter(ahead or behind), None)
         for which, span in enumerate(spans):
             if (span.core, span.end) == (spans[owner].core, spans[owner].end) and 0 < value < 1000:
                 out[which].append((value, place))

@@ -1,7 +1,8 @@
 """What a sentence leaves out because it was just named: the finding is written again, to be read as any other.
 
 "Left effusion is larger than right", "small right effusion, trace left", "no hydronephrosis on the right; mild on the
-left". Only a side that the finding was not given yet is another mention of it.
+left", "a nodule in the RUL and another in the LLL". A side alone is another mention only where the finding was not
+given it yet.
 """
 
 from __future__ import annotations
@@ -19,11 +20,18 @@ _ENDS = r"(?=\s*(?:$|[,;()]|(?:and|with|but|without|which|while)\b))"
 _PART = re.compile(
     rf"(?P<lead>(?:[,;]|\b(?:and|but)\b)(?: (?:and|but|with))? )(?P<what>{_AMOUNT}|none) (?P<where>{_WHERE}){_ENDS}"
 )
-_TURNED = re.compile(rf"(?P<lead>[,;]|\b(?:and|but)\b) (?P<where>{_WHERE}) (?P<what>{_AMOUNT}|none){_ENDS}")
+_TURNED = re.compile(
+    rf"(?P<lead>[,;]|\b(?:and|but)\b) (?P<where>{_WHERE})(?: is| are)? (?P<what>{_AMOUNT}|none){_ENDS}"
+)
 _THAN = re.compile(
     r"(?P<lead>(?:(?:larger|greater|more|smaller|less|worse|bigger|higher) than(?: (?:that )?on)?|[<>]) )"
     rf"(?P<what>)(?P<where>(?:the )?(?:left|right)){_ENDS}"
 )
+_PRONOUN = re.compile(
+    r"\b(?:one|another|the other|that)\b(?=(?: \([^()]*\)| measuring [\d.x ]+[cm]m)? (?:in|on|at|within) (?:the )?"
+    r"(?:left|right|lingula|[rl][uml]l)\b)"
+)
+_THAT = re.compile(r"(?:that|the one|the other)(?= (?:on|in) the (?:left|right)\b)")
 _GATE = re.compile(r"\b(?:left|right)\b")
 _SIDE = re.compile(r"\b(?:left|right|bilateral|both)\b")
 _ALONE = re.compile(rf"(?P<what>{_AMOUNT}|none)(?:(?P<where> {_WHERE})(?P<tail>(?:,| with| and| without).*)?)?")
@@ -41,7 +49,12 @@ _PLURAL = re.compile(r"(?<=[^siu])s$")
 
 
 def named_again(text: str, spans: list[Span]) -> str:
-    """A lower-case sentence with its findings written where it names only another side of them."""
+    """A lower-case sentence with its findings written where it has a pronoun or another side alone for them."""
+    for match in reversed(list(_PRONOUN.finditer(text))):
+        named = [span for span in spans if span.end <= match.start()]
+        if named and FINDINGS[named[-1].name].sided:
+            noun = _PLURAL.sub("", text[named[-1].core : named[-1].end])
+            text = f"{text[: match.end()]} {noun}{text[match.end() :]}"
     if not _GATE.search(text):
         return text
     for match in sorted((m for p in (_PART, _TURNED, _THAN) for m in p.finditer(text)), key=lambda m: -m.start()):
@@ -60,13 +73,16 @@ def named_again(text: str, spans: list[Span]) -> str:
 
 
 def continued(text: str, before: Finding | None, sides: tuple[Side, ...]) -> str:
-    """A sentence of nothing but an amount and a side ("mild on the left"), with the finding before it.
+    """A sentence of nothing but an amount and a side ("mild on the left"; "that on the left is small"), with the
+    finding before it.
 
     Args:
         text: One sentence, lower case.
         before: The last finding of the sentence before.
         sides: Sides of the header it stands under.
     """
+    if before is not None and before.type.sided and (that := _THAT.match(text)):
+        return before.name + text[that.end() :]
     match = _ALONE.fullmatch(text)
     if match is None or before is None or not before.type.sided or not (match["where"] or sides):
         return text

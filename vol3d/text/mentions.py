@@ -60,14 +60,14 @@ _DIRECT: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("pericardial effusion", ("pericardi",),
      r"pericardial fluid|fluid (?:with)?in the pericardi(?:um|al (?:space|sac))|h(?:a?)emopericardium"),
     ("coronary artery calcification", ("coronar",),
-     r"(?<!normal )coronary (?:arter(?:y|ial|ies) )?(?:(?:and|&) (?:\w+ ){1,3}|(?:[\w-]+ ){0,2})"
+     r"(?<!normal )coronar(?:y|ies) (?:arter(?:y|ial|ies) )?(?:(?:and|&) (?:\w+ ){1,3}|(?:[\w-]+ ){0,2})"
      r"(?:calcifications?|calcium|calcified plaques?)|coronary (?:artery |arterial )?athero\w+"
      r"|coronary arteries" + _ENLARGED + r" calcified|calcified coronary (?:arter(?:y|ies)|plaques?)"
      r"|(?:calcif\w+|athero\w+)(?: (?!no\b|not\b|normal\b)\w+){0,7} coronar(?:y|ies)(?: arter(?:y|ies))?"),
     ("aortic aneurysm", ("aaa",), r"aaa"),
     ("hepatic steatosis", ("steato", "fatty"),
      r"(?:hepatic )?steatosis|hepatosteatosis|steatotic(?: liver)?|fatty liver"
-     r"|liver" + _ENLARGED + r" fatty(?: infiltrated)?"
+     r"|liver" + _ENLARGED + r"(?: enlarged,? and)? fatty(?: infiltrated)?"
      r"|fatty (?:infiltration|change)(?! of the panc| in the panc)(?: (?:of|in) the liver)?"
      r"|fatty replacement of the liver"),
     ("gallstones", ("gallstone", "gall stone", "lithiasis"), r"gall ?stones?|chole(?:cysto)?lithiasis"),

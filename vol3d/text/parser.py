@@ -107,7 +107,10 @@ def _sides_of(mentions: tuple[Mention, ...]) -> tuple[Side, ...]:
 # Sentences
 _LIST_MARK = re.compile(r"(?m)^[ \t]*(?:\(?\d{1,2}[.)]|[-*•·–])[ \t]+|(?<=[.;:\n]) \d{1,2}[.)] (?=[A-Za-z])")
 _WRAPPED = re.compile(r"(?<=[a-z0-9,])[ \t]*\n[ \t]*(?=[a-z])(?![a-z ]{2,30}:)")
-_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bapprox)(?<!\bcf)(?<!\bdr)\.(?=\s|$)|[;!?\n]+")
+_END = re.compile(
+    r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bapprox)(?<!\bcf)(?<!\bdr)\.(?=\s|$)|[;!?\n]+"
+    r"|,(?= (?:left|right)(?: kidney| lung)? ?:)"
+)
 _SPACED_DECIMAL = re.compile(r"(?<= \d) \. ?(?=\d+ ?[cm]m\b)")
 _HEADER = re.compile(r"([a-z][a-z ,/&()-]{1,60}?)\s*:\s*")
 _SAYING = re.compile(r"\b(?:no|not|without|free|negative|is|are|was|were|has|have|shows?|compared|for)\b")
@@ -148,7 +151,7 @@ def _part_sentences(text: str) -> Iterator[tuple[str, tuple[str, ...], tuple[Sid
                 sentence = f"{finding} is {rest}" if rest else ""
             elif kind == "organ" and _STATE.match(rest):
                 sentence = f"{match[1]} is {rest}"
-            elif "coronary" in match[1]:
+            elif "coronar" in match[1]:
                 sentence = f"{match[1]} {rest}"
             elif kind == "organ":
                 sentence = rest

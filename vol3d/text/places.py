@@ -52,12 +52,16 @@ _PLACE = re.compile(
     r"|(?P<liver>(?:left|right) (?:hepatic )?lobe)(?: of the liver)?"
     r"|(?P<two>left|right)(?:[- ]sided)? (?P<first>upper|middle|mid|lower) (?:and|or|&)"
     r" (?P<second>upper|middle|mid|lower) (?P<part>lobe|pole)s?"
-    r"|(?P<side>left|right|bilateral(?:ly)?|both|bibasilar|bibasal"
+    r"|(?P<side>left|right|bilateral(?:ly)?|both(?! (?:an?|left|right)\b)|bibasilar|bibasal"
     r"|(?:each|either)(?= (?:side|lung|kidney|hemithorax|groin)))"
     rf"(?:[- ]sided)?(?:[- ](?P<site>{_SITE}))?(?:[- ](?:{_NOUN}))?"
     rf"|(?P<lone>{_SITE})"
     r")\b"
 )
+_NORMAL = re.compile(
+    r" (?:(?:is|are|appears?|remains?) )?(?:(?:\w+ly|otherwise|within) )?(?:normal|unremarkable|clear(?! of)|intact)\b"
+)
+"""What is said of a place that has no finding: "right renal stone, left kidney normal"."""
 _ASIDE = re.compile(r"\([^()]*\d[^()]*\)")
 _OF = re.compile(r"\s*(?:,|of|in)\s*(?:the\s+)?(?:aspect of the\s+)?")
 _CHAIN = re.compile(
@@ -78,7 +82,8 @@ _POST = re.compile(
 _SECOND = re.compile(r"[\s,]*(?:and )?(?:\d[\w. ]*)?(?:in|on) (?:the )?|[\s,]*\d[\d.x ]*[cm]m[\s,]*(?:and )?")
 _NEW_SUBJECT = re.compile(r"\b(?:but|there is|there are|and the|while|whereas)\b|;")
 _NEAR = re.compile(
-    r"[\s,:(-]*(?:(?:is|are)\s+)?(?:(?:only|mainly|predominantly|more|worse|greater|larger)\s+)?(?:on the\s+)?"
+    r"[\s,:(-]*(?:(?:is|are)\s+)?(?:\d[\d.x ]*[cm]m )?"
+    r"(?:(?:only|mainly|predominantly|more|worse|greater|larger)\s+)?(?:on the\s+)?"
 )
 _LINK = re.compile(
     r"(?!.*\bin the\b)[\s,/]*(?:(?:and|or|nor|with|&|plus|as well as|due to|secondary to|caused by|related to|from"
@@ -106,7 +111,7 @@ def find_places(text: str) -> list[Place]:
                 out[-1] = Place(last.start, place.end, last.sides, place.site)
                 continue
         out.append(place)
-    return _split_pairs(out, text)
+    return _split_pairs([place for place in out if not _NORMAL.match(text, place.end)], text)
 
 
 def _read(match: re.Match[str]) -> Place:

@@ -57,6 +57,7 @@ _BACKWARD = re.compile(
     rf"|\b(?:{_BE} )?absent\b"
     r"|\b(?:has|have|had|now|interval(?:ly)?|completely|fully|since|is|are) (?:\w+ )?"
     r"(?:resolved|cleared|disappeared|gone)\b"
+    r"|\b(?:has been|have been|was|were) (?:drained|evacuated|resected|removed|extracted)\b"
     r"|\bresolved\s*$|\b(?:(?:is|are|was|were|has been|have been) )?(?:ruled out|excluded)\b"
     r"|\b(?:is|are|was|were) (?:\w+ )?unlikely\b|\bunlikely\s*$"
     r"|(?:\bis|\bare|:|=|-)\s*(?:none|no|nil|negative|neg)(?=\s*(?:[,(]|$))"
@@ -98,6 +99,7 @@ _POSSIBLE = re.compile(
     r"\b(?:possibl[ey]|probabl[ey]|likely|suspicious|suspected|suspicion|concern(?:ing)?|may|might|could"
     r"|question(?:able|ed)?|suggest\w*|cannot|equivocal|versus|vs)\b"
 )
+_WHICH = re.compile(r"(?:,? (?:which|that) )?$")
 _INSIDE = re.compile(r" (?:not|no|no longer|without) ")
 _THEN = re.compile(r"\b(?:post|(?<!the )following|after)\b(?! contrast)")
 _REPAIRED = re.compile(r" (?:(?:mesh|surgical|open|laparoscopic|endovascular) )?repair(?:s|ed)?\b")
@@ -135,6 +137,7 @@ class _Cues:
             return not any(low < match.end() and match.start() < high for low, high in pseudo)
 
         self.backward = [m.span() for m in _BACKWARD.finditer(text) if m.start() and real(m)]
+        self.backward = [(start - len(_WHICH.search(text, 0, start)[0]), end) for start, end in self.backward]
         self.forward = [
             m.span()
             for m in _FORWARD.finditer(text)
