@@ -492,6 +492,85 @@ Partial resolution of right pneumothorax. => right pneumothorax
 Partial clearing of left lower lobe consolidation. => left consolidation
 Near-complete clearing of right basilar atelectasis. => right atelectasis
 Completely resolved left pneumothorax. =>
+The left kidney is smaller than the right. No hydronephrosis on either side. =>
+Stable postoperative appearance following left nephrectomy. No right renal lesion. =>
+Comparison to prior: no new nodule, mass or effusion. =>
+No pneumothorax or effusion following right thoracentesis. =>
+No acute fracture following trauma. =>
+No new lesion after chemotherapy. =>
+The heart is normal in size. The aorta is not enlarged. =>
+Heart: Normal in size. Great vessels: Dilated main pulmonary artery. =>
+Pulmonary arteries: Enlarged, 3.4 cm. =>
+Lymph nodes: Enlarged, up to 2 cm. =>
+Liver: Enlarged, 19 cm. =>
+Liver: Not enlarged. Spleen: 11 cm, not enlarged. =>
+Prostate: Enlarged. =>
+Thyroid: Enlarged with nodules. =>
+Uterus: Enlarged with fibroids. Ovaries: left cyst. =>
+Gallbladder: Distended. No stones. =>
+Gallbladder: Collapsed, no stones. =>
+Bile ducts: Dilated to 12 mm. =>
+Ureters: Dilated on the left. =>
+Small bowel: Dilated to 3.5 cm. =>
+Colon: Collapsed. =>
+Right lower lobe: Collapsed. => right atelectasis
+Aorta: Aneurysmal, 5.0 cm. => aortic aneurysm
+Aorta: Not aneurysmal. =>
+Coronary arteries: Not calcified. =>
+Coronary arteries: No significant calcification. =>
+Coronary arteries: Calcified. => coronary artery calcification
+No significant coronary or aortic atherosclerosis. =>
+Normal caliber aorta with scattered calcifications; coronary arteries not well evaluated. =>
+Calcified lymph nodes. Normal coronary arteries. =>
+Airway: No collapse on expiratory images. =>
+IVC is collapsed, suggesting hypovolemia. =>
+Lungs: Clear. Trachea: No collapse. =>
+The right lung is well expanded. No collapse. =>
+Compression of the left renal vein. =>
+Compression of the thecal sac at L4-L5. =>
+Compression of the spinal cord at T8. =>
+Extrinsic compression of the IVC. =>
+Vertebral body height is maintained. Disc height loss at L5-S1. =>
+Disc space height loss at L4-L5. =>
+No height loss of the vertebral bodies. =>
+Mass in the pancreas and spleen. =>
+Cyst in the ovary and kidneys normal. =>
+Stone in the bladder and kidneys are normal. =>
+Nodule in the thyroid and lungs are clear. =>
+No mass in the liver, pancreas, or left kidney. =>
+Post RT fibrosis. No effusion. =>
+Total of 2 L of ascites was removed. =>
+Levels L 3 through L 5 are degenerated. =>
+Vitamin L? Unremarkable. =>
+L femoral line. R IJ line. No PTX. =>
+R IJ catheter tip in SVC. Small L effusion. => left pleural effusion
+Fx of the R 6th rib. No PTX. =>
+Left effusion, right clear. => left pleural effusion
+Left effusion; right side clear. => left pleural effusion
+Left basilar atelectasis, right lung clear. => left atelectasis
+Atelectasis at the left base; the right lung is clear. => left atelectasis
+Left pleural effusion, no right. => left pleural effusion
+Right lower lobe nodule. Left lung small. => right pulmonary nodule
+Small left effusion and small right kidney. => left pleural effusion
+Moderate effusion on the left and small right hilar nodes. => left pleural effusion
+Left hydronephrosis and moderate right renal atrophy. => left hydronephrosis
+Left inguinal hernia, small right hydrocele. => left inguinal hernia
+Left renal cyst, one in the liver. => left renal cyst
+Patient has one kidney on the left with a cyst. => left renal cyst
+Left hernia mesh repaired previously; no recurrent inguinal hernia. =>
+Unrepaired left inguinal hernia. => left inguinal hernia
+Effusion drained by catheter: residual small left effusion. => left pleural effusion
+The gallbladder was removed. Liver cyst. => hepatic cyst
+Right kidney was removed. Left renal stone. => left renal stone
+The tube has been removed. Small left pneumothorax. => left pneumothorax
+Left chest tube was removed with small pneumothorax. => left pneumothorax
+Pneumothorax after the chest tube was removed. => pneumothorax
+Left pneumothorax is unchanged since the tube was removed. => left pneumothorax
+Findings favor infection over malignancy in the right upper lobe nodule. => right pulmonary nodule
+Increased over the interval left effusion. => left pleural effusion
+Overlying the liver is a small right effusion. => right pleural effusion
+Left renal mass. Associated hydronephrosis. => hydronephrosis
+Nodules: None. Left lung: clear. =>
 """,
     "said in other words": """
 The left lower lobe is partially collapsed by a moderate effusion. => left atelectasis, left pleural effusion
@@ -777,6 +856,8 @@ LISTS = [
     ("Pleural effusion:\n- Right: small\n- Left: none\nHeart: normal.", "right pleural effusion"),
     ("Pleural effusion: none.\nLeft: 3 mm nodule.", "left pulmonary nodule"),
     ("KIDNEYS: Hydronephrosis: none. Left kidney: small.", ""),
+    ("Renal stones: none.\nRight kidney 10 cm.\nLeft kidney 11 cm.", ""),
+    ("Nodules: stable.\nLeft lower lobe, 5 mm.", "pulmonary nodule"),
     ("Small left pleural effusion.\nKIDNEYS: Small on the right.", "left pleural effusion"),
 ]
 

@@ -41,7 +41,10 @@ _TOKEN = (
     r"|the|of|and|sides?|kidneys?|poles?|interpolar|region|x|by|mm|cm|unchanged|stable|new|solid|ground-glass"
     r"|calcified|\d+(?:\.\d+)?(?:mm|cm)?"
 )
-_ITEM = re.compile(rf"(?=.*\b(?:left|right|bilateral|lingula|[rl][uml]l)\b)(?:(?:{_TOKEN})(?:[\s,():-]+|$))+")
+_ITEM = re.compile(
+    r"(?=.*\b(?:left|right|bilateral|lingula|[rl][uml]l)\b)(?!.*(?<!in the )\b(?:left|right) (?:kidney|lung)\b)"
+    rf"(?:(?:{_TOKEN})(?:[\s,():-]+|$))+"
+)
 _SIDE_ITEM = re.compile(
     rf"(?P<side>left|right|bilateral)(?: side)? ?: ?(?P<what>{_AMOUNT}|none|no|absent|nil|yes|present)"
 )
@@ -92,14 +95,19 @@ def continued(text: str, before: Finding | None, sides: tuple[Side, ...]) -> str
     return _written(match, before.name) + (match["tail"] or "")
 
 
+def is_item(text: str) -> bool:
+    """Whether a text is a place and what it has, and no sentence of its own: "rul 5 mm", "left: none"."""
+    return (_SIDE_ITEM.fullmatch(text) or _ITEM.fullmatch(text)) is not None
+
+
 def listed(text: str, header: str) -> str:
-    """An item that is only a place and what it has ("rul 5 mm", "left: none"), with the finding of its header."""
-    if not header:
+    """An item, with the finding of the header it stands under."""
+    if not header or not is_item(text):
         return text
     name = _PLURAL.sub("", header)
     if match := _SIDE_ITEM.fullmatch(text):
         return f"{match['side']} {name} is {match['what']}"
-    return f"{name} is {text}" if _ITEM.fullmatch(text) else text
+    return f"{name} is {text}"
 
 
 def _written(match: re.Match[str], name: str) -> str:

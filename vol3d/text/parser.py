@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from vol3d.text.attributes import count, make_finding, severity, sites, sizes
-from vol3d.text.ellipsis import continued, listed, named_again
+from vol3d.text.ellipsis import continued, is_item, listed, named_again
 from vol3d.text.mentions import SECTION_ORGAN, find_spans, header_organs
 from vol3d.text.ontology import FINDINGS, Finding, Side, in_report_order
 from vol3d.text.places import bind_places, find_places
@@ -145,10 +145,10 @@ def _part_sentences(text: str) -> Iterator[tuple[str, tuple[str, ...], tuple[Sid
         while match := _HEADER.match(sentence):
             kind, under, sided = _header(match[1].strip(), organs)
             rest = sentence[match.end() :]
-            finding = match[1] if kind == "finding" else ""
+            finding = match[1] if kind == "finding" and (not rest or is_item(rest)) else ""
             organs, sides = (under, sided) if kind == "organ" else (organs, sides)
             if kind == "finding":
-                sentence = f"{finding} is {rest}" if rest else ""
+                sentence = f"{match[1]} is {rest}" if rest else ""
             elif kind == "organ" and _STATE.match(rest):
                 sentence = f"{match[1]} is {rest}"
             elif "coronar" in match[1]:

@@ -57,7 +57,6 @@ _BACKWARD = re.compile(
     rf"|\b(?:{_BE} )?absent\b"
     r"|\b(?:has|have|had|now|interval(?:ly)?|completely|fully|since|is|are) (?:\w+ )?"
     r"(?:resolved|cleared|disappeared|gone)\b"
-    r"|\b(?:has been|have been|was|were) (?:drained|evacuated|resected|removed|extracted)\b"
     r"|\bresolved\s*$|\b(?:(?:is|are|was|were|has been|have been) )?(?:ruled out|excluded)\b"
     r"|\b(?:is|are|was|were) (?:\w+ )?unlikely\b|\bunlikely\s*$"
     r"|(?:\bis|\bare|:|=|-)\s*(?:none|no|nil|negative|neg)(?=\s*(?:[,(]|$))"
@@ -98,6 +97,10 @@ _CURRENT = re.compile(
 _POSSIBLE = re.compile(
     r"\b(?:possibl[ey]|probabl[ey]|likely|suspicious|suspected|suspicion|concern(?:ing)?|may|might|could"
     r"|question(?:able|ed)?|suggest\w*|cannot|equivocal|versus|vs)\b"
+)
+_TAKEN = re.compile(
+    r"(?: (?:on|in|at) (?:the )?[\w ]{1,20}?)? (?:has been|have been|was|were) "
+    r"(?:drained|evacuated|resected|removed|extracted)\b"
 )
 _WHICH = re.compile(r"(?:,? (?:which|that) )?$")
 _INSIDE = re.compile(r" (?:not|no|no longer|without) ")
@@ -164,7 +167,9 @@ def _until(text: str, cue: re.Match[str]) -> int:
 def _status(text: str, spans: list[Span], index: int, cues: _Cues) -> Status:
     span = spans[index]
     inside = text[span.core : span.end]
-    if _INSIDE.search(inside) or any(low < span.core and span.end <= high for low, high in cues.backward):
+    if _INSIDE.search(inside) or _TAKEN.match(text, span.end):
+        return "absent"
+    if any(low < span.core and span.end <= high for low, high in cues.backward):
         return "absent"
     if _REPAIRED.match(text, span.end):
         return "historical"
@@ -185,6 +190,8 @@ def _negated_before(text: str, spans: list[Span], index: int, cues: _Cues, low: 
     if not starts:
         return False
     begin = max(starts)
+    if text.endswith(" over", 0, begin) and not PRE.fullmatch(text, begin, span.core):
+        return False
     if _THEN.search(text, begin, span.start):  # "no pneumothorax after biopsy of the nodule"
         return False
     listed = [s for s in spans[:index] if s.start >= begin or s.core >= begin]
