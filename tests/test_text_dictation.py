@@ -857,13 +857,16 @@ LISTS = [
     ("Pleural effusion: none.\nLeft: 3 mm nodule.", "left pulmonary nodule"),
     ("KIDNEYS: Hydronephrosis: none. Left kidney: small.", ""),
     ("Renal stones: none.\nRight kidney 10 cm.\nLeft kidney 11 cm.", ""),
+    ("Left inguinal hernia. Associated atelectasis.", "atelectasis, left inguinal hernia"),
+    ("Left pneumothorax. Associated atelectasis.", "left atelectasis, left pneumothorax"),
+    ("Left pneumothorax. Pleural effusion.", "left pneumothorax, pleural effusion"),
     ("Nodules: stable.\nLeft lower lobe, 5 mm.", "pulmonary nodule"),
     ("Small left pleural effusion.\nKIDNEYS: Small on the right.", "left pleural effusion"),
 ]
 
 
 @pytest.mark.parametrize(("text", "findings"), LISTS)
-def test_items_belong_to_the_header_of_their_list(text, findings):
+def test_what_a_header_or_the_sentence_before_lends(text, findings):
     assert finding_keys(text) == told(findings)
 
 

@@ -1,7 +1,8 @@
 """The rule-based parser that every report score rests on: text → the findings it says are there.
 
-It reads section by section and sentence by sentence; `mentions` finds what is named, `polarity` whether it is
-said to be there, `places` on which side, `attributes` the rest. Four decisions, made once and for every score:
+It reads section by section and sentence by sentence; `shorthand` and `ellipsis` write out what is shortened or left
+out, `mentions` finds what is named, `polarity` whether it is said to be there, `places` on which side, `attributes`
+the rest. Four decisions, made once and for every score:
 
 - **Doubt counts as present.** "Possible left pneumothorax" is a finding a reader acts on. `parse_mentions` tells
   "possible" apart for those who want to.
@@ -39,7 +40,7 @@ class Mention:
     Args:
         finding: What is named.
         status: "present", "possible", "absent" or "historical".
-        sentence: The sentence, lower case.
+        sentence: The sentence as it was read: lower case, its shorthand and what it leaves out written out.
     """
 
     finding: Finding
@@ -87,11 +88,12 @@ def parse_mentions(text: str) -> list[Mention]:
     before: tuple[Mention, ...] = ()
     above: tuple[str, ...] = ()
     for sentence, organs, sides in _sentences(text):
-        if before and organs == above:
-            sentence = continued(sentence, before[-1].finding, sides)
-            if not sides and _GOES_WITH.match(sentence):
-                sides = _sides_of(before)
+        earlier = before[-1].finding if before and organs == above else None
+        sentence = continued(sentence, earlier, sides)
         mentions = _read(sentence, organs, sides)
+        lent = mentions and earlier and not sides and _GOES_WITH.match(sentence)
+        if lent and mentions[0].finding.type.organ == before[-1].finding.type.organ:
+            mentions = _read(sentence, organs, _sides_of(before))
         before, above = (mentions, organs) if sentence else (before, above)
         out.extend(mentions)
     return out
@@ -120,7 +122,9 @@ _STATE = re.compile(
     r"(?=\s*(?:$|[,(]|(?:measuring|at|to|with|in|and|but|without)\b))"
 )
 """What is said of the organ in a header itself: "Spleen: Enlarged, 15 cm"."""
-_GOES_WITH = re.compile(r"(?:there is )?(?:associated|adjacent|overlying|underlying|accompanying|compressive)\b")
+_GOES_WITH = re.compile(
+    r"(?:there is )?(?:associated|adjacent|overlying|underlying|accompanying|compressive) (?!with|to|the)"
+)
 _SPACE = re.compile(r"\s+")
 _HYPHENS = str.maketrans({"‐": "-", "‑": "-", "‒": "-", "–": "-", "—": ",", "×": "x", "\u00a0": " ", "’": "'"})
 _MAX_SENTENCE = 600
