@@ -85,6 +85,19 @@ def test_predictions_of_another_model_are_refused(tmp_path):
         evaluate(model, manifest[:20], out=tmp_path, replicates=20)
 
 
+def test_overwrite_leaves_what_is_not_its_own(tmp_path):
+    model, manifest = toy(Says())
+    others = [tmp_path / name for name in ("manifest.jsonl", "failures.jsonl")]
+    for path in others:
+        path.write_text("{}\n")
+    evaluate(model, manifest, out=tmp_path, replicates=20)  # beside the manifest, which is no prediction
+    kept = {path.name for path in tmp_path.glob("*.jsonl")}
+    assert kept > {"predictions.jsonl", "manifest.jsonl"}
+    nn.init.ones_(model.model.weight)
+    evaluate(model, manifest, out=tmp_path, replicates=20, overwrite=True)
+    assert all(path.read_text() == "{}\n" for path in others)
+
+
 def test_predictions_are_scored_without_a_volume(tmp_path):
     model, manifest = toy(Says(), Answers())
     first = evaluate(model, manifest, out=tmp_path / "a", replicates=50, probes=["blank"])

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 MADE_BY = "made_by.json"
 NAME = "predictions"
+KEPT = (f"{NAME}.jsonl", f"{NAME}.rank*.jsonl", "blind-*.jsonl", "probe-*.jsonl")
+"""The files of rows in a folder; any other that lies there (a manifest) is somebody else's."""
 
 
 def fingerprint(trained: TrainedModel, studies: Iterable[Study]) -> dict[str, str]:
@@ -63,7 +65,7 @@ def model_identity(folder: Path) -> str:
 
 
 class Shelf:
-    """A folder's prediction files: `predictions.jsonl`, and beside it those of blind passes and probes.
+    """A folder's prediction files (`KEPT`): `predictions.jsonl`, and beside it those of blind passes and probes.
 
     `made_by.json` says by which model, on which studies and which grid. Rows made by anything else are never mixed.
 
@@ -90,7 +92,7 @@ class Shelf:
         self.made_by: dict[str, str] | None = dict(made_by)
         """Written with the first row, so that a refusal leaves nothing behind."""
         card = self.folder / MADE_BY
-        old = sorted(self.folder.glob("*.jsonl"))
+        old = sorted(path for pattern in KEPT for path in self.folder.glob(pattern))
         if old and check and not overwrite:
             known = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
             differ = [f"{name} {known.get(name, 'unknown')}, now {made_by[name]}" for name in made_by]
