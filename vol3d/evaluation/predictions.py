@@ -134,8 +134,8 @@ class Shelf:
 def read_predictions(path: str | Path) -> dict[str, dict[str, Any]]:
     """Rows by study of a predictions file, or of a folder's `predictions*.jsonl`.
 
-    `vol3d predict` on several GPUs leaves one file a rank (`predictions.rank1.jsonl`); they are read together. A study
-    that stands in several (samplers fill up the last batch) counts once.
+    Files of single ranks beside it (`predictions.rank1.jsonl`) are read together with it. A study that stands in several
+    (samplers fill up the last batch) counts once.
 
     Raises:
         ValueError: no such file, no row, or a line that is no row (its number is named).
@@ -258,6 +258,7 @@ class Looker:
         volumes: Sequence[Study] | None = None,
         change: Callable[[Sample], Sample] | None = None,
         masks: bool = False,
+        about: Mapping[str, str | None] | None = None,
     ) -> dict[str, dict[str, Any]] | None:
         """Rows of `studies` by name.
 
@@ -265,8 +266,11 @@ class Looker:
             name: of the file, without its ending.
             volumes: whose image is shown, without masks, instead of each study's own.
             change: what is done to each volume first. masks: load label maps too, for `change`.
+            about: what of a study's labels was asked, kept in its row: after the labels are mended it is asked anew.
         """
+        told = {} if about is None else {study.study: {"about": about[study.study]} for study in studies}
         rows = self.shelf.read(name)
+        rows = {study: row for study, row in rows.items() if told.get(study, {}).items() <= row.items()}
         missing = [place for place, study in enumerate(studies) if study.study not in rows]
         if missing and not self.may_run:
             return None
@@ -275,7 +279,7 @@ class Looker:
         shown = self._own(asked, masks) if volumes is None else self._dealt(asked, [volumes[p] for p in missing])
         for batch in self._watched(name, shown, len(missing), len(studies)):
             samples = batch if change is None else [change(sample) for sample in batch]
-            predicted = self.trained.predict(samples, tasks)
+            predicted = [row | told.get(row["study"], {}) for row in self.trained.predict(samples, tasks)]
             self.shelf.append(name, predicted)
             rows |= {row["study"]: row for row in predicted}
         self.seconds += time.perf_counter() - start
