@@ -134,8 +134,8 @@ class Shelf:
 def read_predictions(path: str | Path) -> dict[str, dict[str, Any]]:
     """Rows by study of a predictions file, or of a folder's `predictions*.jsonl`.
 
-    Files of single ranks beside it (`predictions.rank1.jsonl`) are read together with it. A study that stands in several
-    (samplers fill up the last batch) counts once.
+    Files of single ranks beside it (`predictions.rank1.jsonl`) are read together with it. A study that stands in
+    several (samplers fill up the last batch) counts once.
 
     Raises:
         ValueError: no such file, no row, or a line that is no row (its number is named).
