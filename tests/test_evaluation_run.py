@@ -27,6 +27,16 @@ def test_leakage_is_looked_for_in_the_split_that_is_scored(tmp_path):
     assert leakage["reports_seen_in_training"] == ["s1", "s3", "s5"]
 
 
+def test_twins_are_told_with_what_their_scores_mean(tmp_path):
+    model, manifest = toy(Says(), count=4)
+    twin = {"twin_of": "s0", "change": "remove", "changed": LEFT}
+    rows = [replace(study, meta={**study.meta, **(twin if study.study == "s3" else {})}) for study in manifest]
+    twins = evaluate(model, Manifest(rows), out=tmp_path, replicates=5)["faithfulness"]["twins"]
+    assert twins["pairs"] == 1
+    assert set(twins["definitions"]) == {"changed", "unchanged", "both", "sb", "ig", "id"}
+    assert "BEAF" in (tmp_path / "evaluation.html").read_text()
+
+
 def test_groups_and_abstention(tmp_path):
     model, manifest = toy(Says(), Answers())
     good = evaluate(model, manifest, out=tmp_path / "good", replicates=100, by=["sex", "age"])
