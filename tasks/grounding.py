@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from vol3d.data.batch import Batch
 from vol3d.data.study import Study
 from vol3d.model.asking import check_box, mask_boxes
-from vol3d.model.box_prompts import BoxAsk, boxes_of, draw_boxes, hulls, jitter_boxes, main_parts, masks_of, stack_boxes
+from vol3d.model.box_prompts import (
+    BoxAsk,
+    absent_of,
+    boxes_of,
+    draw_boxes,
+    hulls,
+    jitter_boxes,
+    main_parts,
+    masks_of,
+    stack_boxes,
+)
 from vol3d.model.interfaces import Evidence, Features, Task, TaskOutput
 from vol3d.model.mask_decoder import Answers, PromptDecoder, Prompts, Seen
 from vol3d.model.places import boxes_to_mm, boxes_to_shares
@@ -239,6 +249,7 @@ class Grounding(Task):
             [evidence.predictions[study.study] for study in studies],
             [study.patient for study in studies],
             self.names,
+            absent=[absent_of(study) for study in studies],
             blind=None if dealt is None else [dealt[study.study] for study in studies],
             replicates=evidence.replicates,
             seed=evidence.seed,

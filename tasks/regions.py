@@ -138,13 +138,14 @@ class Regions(ZeroShot):
         log = {**output.log, "attention": float(finding.detach())}
         return TaskOutput(output.loss + self.attention_weight * finding, output.count, log)
 
-    def logits(self, model: VolumeLM, features: Features, batch: Batch | None = None) -> Tensor:
-        regions = self.embed_organs(features, None if batch is None else self.inside(features, batch))
+    def logits(self, model: VolumeLM, features: Features) -> Tensor:
+        regions = self.embed_organs(features)
         chosen = regions[:, self.organ_of.to(regions.device)]
         return self.scale * (chosen * self.directions(model)).sum(dim=-1)
 
     def predict(self, model: VolumeLM, features: Features, batch: Batch) -> list[dict[str, Any]]:
-        logits = self.logits(model, features, batch).float()
+        """By free attention, also where the batch has masks: a mask's organs would tell a part of the truth."""
+        logits = self.logits(model, features).float()
         return [
             {"regions": {name: round(score, 4) for name, score in zip(self.findings, row, strict=True)}}
             for row in logits.tolist()

@@ -103,10 +103,13 @@ class StructuredReport(ReportGeneration):
         studies = [study for study in evidence.studies if study.report]
         if not studies:
             return {}
+        # As in `ReportGeneration`: what is written of another's volume keeps the study's own earlier report.
+        dealt = evidence.blind() if self.prior and evidence.blind is not None else None
         scores = score_structured(
             [structured(study.report or "", self.findings) for study in studies],
             [evidence.predictions[study.study]["structured"] for study in studies],
             [study.patient for study in studies],
+            blind=None if dealt is None else [dealt[study.study]["structured"] for study in studies],
             training=[structured(study.report, self.findings) for study in evidence.training if study.report],
             replicates=evidence.replicates,
             seed=evidence.seed,

@@ -32,6 +32,7 @@ def test_a_clean_manifest_is_clean():
     got = check_leakage(rows)
     assert got["clean"]
     assert got["test_reports"] == 1
+    assert set(got) - {"clean", "test_reports", "definitions"} == set(got["definitions"])
     assert not any(
         got[name] for name in ("patients_across_splits", "near_duplicate_reports", "reports_seen_in_training")
     )

@@ -80,6 +80,21 @@ def test_models_that_look_pass_every_probe(tmp_path):
     assert "Not judged: other contrast phase" in page
 
 
+def test_what_was_asked_of_labels_that_are_mended_is_asked_anew(tmp_path):
+    def score(folder, manifest):
+        found = evaluate(model, manifest, out=folder, probes=["claim", "erase"], replicates=20, batch_size=24)
+        return {name: found["faithfulness"]["report"][name] for name in ("claim", "erase")}
+
+    model, manifest = toy(Says(believes), count=24)
+    score(tmp_path / "kept", manifest)
+    other = {study.study: study.report for study in manifest}
+    swapped = [replace(study, report=other[f"s{(n + 1) % 24}"]) for n, study in enumerate(manifest)]
+    assert score(tmp_path / "kept", Manifest(swapped)) == score(tmp_path / "new", Manifest(swapped))
+    shown = model.shown
+    score(tmp_path / "kept", Manifest(swapped))
+    assert model.shown - shown < 60, "what has not changed is not shown again"
+
+
 @pytest.mark.parametrize("says", BLIND.values(), ids=BLIND)
 def test_whatever_does_not_look_is_caught_by_every_probe(tmp_path, says):
     found, result = probed(tmp_path, Says(says))

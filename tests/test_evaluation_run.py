@@ -27,6 +27,16 @@ def test_leakage_is_looked_for_in_the_split_that_is_scored(tmp_path):
     assert leakage["reports_seen_in_training"] == ["s1", "s3", "s5"]
 
 
+def test_twins_are_told_with_what_their_scores_mean(tmp_path):
+    model, manifest = toy(Says(), count=4)
+    twin = {"twin_of": "s0", "change": "remove", "changed": LEFT}
+    rows = [replace(study, meta={**study.meta, **(twin if study.study == "s3" else {})}) for study in manifest]
+    twins = evaluate(model, Manifest(rows), out=tmp_path, replicates=5)["faithfulness"]["twins"]
+    assert twins["pairs"] == 1
+    assert set(twins["definitions"]) == {"changed", "unchanged", "both", "sb", "ig", "id"}
+    assert "BEAF" in (tmp_path / "evaluation.html").read_text()
+
+
 def test_groups_and_abstention(tmp_path):
     model, manifest = toy(Says(), Answers())
     good = evaluate(model, manifest, out=tmp_path / "good", replicates=100, by=["sex", "age"])
@@ -83,6 +93,19 @@ def test_predictions_of_another_model_are_refused(tmp_path):
     evaluate(model, manifest, out=tmp_path, replicates=20, overwrite=True)
     with pytest.raises(ValueError, match=r"made otherwise \(studies"):
         evaluate(model, manifest[:20], out=tmp_path, replicates=20)
+
+
+def test_overwrite_leaves_what_is_not_its_own(tmp_path):
+    model, manifest = toy(Says())
+    others = [tmp_path / name for name in ("manifest.jsonl", "failures.jsonl")]
+    for path in others:
+        path.write_text("{}\n")
+    evaluate(model, manifest, out=tmp_path, replicates=20)  # beside the manifest, which is no prediction
+    kept = {path.name for path in tmp_path.glob("*.jsonl")}
+    assert kept > {"predictions.jsonl", "manifest.jsonl"}
+    nn.init.ones_(model.model.weight)
+    evaluate(model, manifest, out=tmp_path, replicates=20, overwrite=True)
+    assert all(path.read_text() == "{}\n" for path in others)
 
 
 def test_predictions_are_scored_without_a_volume(tmp_path):

@@ -74,6 +74,20 @@ def test_open_answers():
     assert {"bleu_1", "rouge_l", "m3d_bleu", "token_f1"} <= got["baselines"]["text_prior"].keys()
 
 
+def test_what_training_never_answered_is_guessed_by_the_most_common_truth():
+    closed = [{"question": f"Q{n}?", "choices": CHOICES[:2], "answer": CHOICES[n == 3]} for n in range(4)]
+    opened = [{"question": f"O{n}?", "answer": "a cyst" if n < 3 else "a stone"} for n in range(4)]
+    asked = {f"s{n}": [closed[n], opened[n]] for n in range(4)}
+    said = {study: [{"answer": CHOICES[1]}, {"answer": "no"}] for study in asked}
+    # Of four questions training knows one, another with answers that are no choice here.
+    training = [closed[3], {**closed[0], "answer": "neither"}, opened[3]]
+    got = score_questions(asked, said, {study: study for study in asked}, training=training, replicates=5)
+    assert got["vqa_closed"]["baselines"]["text_prior"]["accuracy"] == 1.0
+    assert got["vqa_open"]["baselines"]["text_prior"]["exact_match"] == 1.0
+    none = score_questions(asked, said, {study: study for study in asked}, replicates=5)
+    assert none["vqa_closed"]["baselines"]["text_prior"]["accuracy"] == 0.75
+
+
 def test_words():
     assert plain("The  Left-sided, a mass.") == "left sided mass"
     assert token_f1("", "") == 1

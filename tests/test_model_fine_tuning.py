@@ -64,6 +64,16 @@ def test_a_manifest_in_memory_leaves_a_model(tmp_path: Path) -> None:
     assert "Manifest in memory, 2 training studies" in (tmp_path / "run/model/card.md").read_text()
 
 
+def test_another_grid_than_the_bases_is_told(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = world.World([world.study(number) for number in range(8)])
+    for window, told in (((-1000, 1000), False), ((-160, 240), True)):
+        caplog.clear()
+        data.grid = vol3d.Grid(spacing=(4, 4, 8), shape=(16, 16, 8), window=window, name="other")
+        world.trainer(1, tmp_path).fit(world.module(base=str(base), stages={"speak": world.SPEAK}), data)
+        said = "was trained on another grid (window [[-1000.0, 1000.0]], here [[-160.0, 240.0]]): for"
+        assert (said in caplog.text) is told
+
+
 def test_a_run_from_a_base_learns_and_its_model_names_the_base(base: Path, tmp_path: Path) -> None:
     module = world.module(base=str(base), stages={"speak": world.SPEAK})
     losses, data = world.Losses(), world.World([world.study(number) for number in range(16)])

@@ -89,6 +89,7 @@ def test_a_failed_save_leaves_the_old_model_alone(tmp_path: Path, monkeypatch: p
 def test_a_folder_of_something_else_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
+    (tmp_path / "thesis" / "config.yaml").write_text("of something else")
     with pytest.raises(ValueError, match="exists and is not a saved model"):
         save(tmp_path / "thesis", *parts(None, tmp_path), GRID)
     assert (tmp_path / "thesis" / "chapter1.txt").exists()

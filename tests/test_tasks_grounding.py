@@ -123,6 +123,20 @@ def test_boxes_alone_teach_too_and_studies_without_them_cost_nothing():
     assert task.score(Evidence(bare.studies, {})) == {}
 
 
+def test_what_nobody_calls_absent_is_unknown_and_not_scored():
+    study = sample(next(n for n in range(64) if sample(n).study.labels_known == {LEFT: 1, RIGHT: 0})).study
+    _, task = learnt()
+    given = {"min_mm": [0, 0, 0], "max_mm": [4, 4, 4], "score": 0.9}
+    row = {"boxes": [{"label": name, **given} for name in (LEFT, RIGHT)], "box_names": [{"answer": LEFT}]}
+
+    def silent(study):
+        found = task.score(Evidence([study], {study.study: row}, replicates=20))["grounding"]
+        return found["absent_silent"]["value"]
+
+    assert silent(study) == 0.0
+    assert silent(replace(study, labels_known={LEFT: 1})) is None
+
+
 def test_a_box_outside_the_volume_is_refused():
     part = batch(range(0, 1))
     study = replace(part.studies[0], boxes=[{"label": LEFT, "min_mm": [40, 2, 2], "max_mm": [50, 9, 5]}])
@@ -197,11 +211,14 @@ def test_scores_by_hand():
         {"boxes": [{**box, "score": 0.2}, {**box, "label": "b"}], "box_names": [{"answer": "b"}, {"answer": "a"}]},
     ]
     wrong = [{**row, "boxes": [{**box, "max_mm": [10, 10, 10]}]} for row in said]
-    got = score_grounding(truth, regions, said, ["p", "q"], ["a", "b"], blind=wrong, replicates=20)
+    absent = [["b"], ["b"]]
+    got = score_grounding(truth, regions, said, ["p", "q"], ["a", "b"], absent=absent, blind=wrong, replicates=20)
     assert got["iou"]["value"] == pytest.approx(0.25)  # one of 1/2, one unsaid
     assert got["readable"]["value"] == 0.5
     assert got["region_accuracy"]["value"] == 0.5
     assert got["absent_silent"]["value"] == 0.5
     assert got["baselines"]["blind"]["iou"] == pytest.approx(1)
+    unknown = score_grounding(truth, regions, said, ["p", "q"], ["a", "b"], absent=[["b"], []], replicates=20)
+    assert unknown["absent_silent"]["value"] == 1.0  # nobody says that the second study has no b
     scores = {name for name, score in got.items() if isinstance(score, dict) and "value" in score}
     assert scores <= got["baselines"]["blind"].keys()

@@ -286,6 +286,29 @@ def test_a_patient_stored_in_another_orientation_gets_the_same_mask_on_the_files
     assert torch.equal(masks["LAS"].as_tensor().flip(1), masks["RAS"].as_tensor())
 
 
+def test_an_earlier_mask_is_shown_where_it_lies_whatever_grid_the_file_has(tmp_path, monkeypatch):
+    """A cube on the file's own grid, of the same shape as the model's but the other way round."""
+    torch.manual_seed(0)
+    lm = vol3d.VolumeLM(vol3d.encoders.create("vit3d-tiny", embed_dim=48, depth=1, num_heads=2, patch_size=(4, 4, 2)))
+    grid = vol3d.Grid(spacing=(1, 1, 1), shape=(16, 16, 8), window=(-300, 300), name="toy")
+    model = TrainedModel(lm, {"masks": PromptSegmentation(lm, dim=32, depth=1, num_heads=2).eval()}, grid)
+    segment, shown = PromptSegmentation.segment, []
+
+    def listens(self, *args, **options):
+        shown.append(options.get("mask"))
+        return segment(self, *args, **options)
+
+    monkeypatch.setattr(PromptSegmentation, "segment", listens)
+    cube = torch.zeros(1, 16, 16, 8, dtype=torch.uint8)
+    cube[:, 2:6, 3:8, 1:4] = 1
+    for codes in ("RAS", "LPS"):
+        volume = vol3d.read(written(tmp_path, 0, codes))
+        earlier = grid.inverse(cube, like=volume)  # what `segment` gives
+        for mask in (earlier, earlier[0], grid.resample_mask(earlier, like_volume=volume)[0]):
+            model.segment(volume, "left wall", mask=mask)
+            assert torch.equal(shown[-1].bool(), cube[0].bool()), codes
+
+
 def test_what_is_not_there_comes_back_empty(tmp_path):
     number = next(n for n in range(600, 640) if LEFT not in sample(n).study.report)
     assert not trained().segment(written(tmp_path, number, "RAS"), LEFT).any()

@@ -123,6 +123,14 @@ def test_with_a_mask_an_organs_vector_depends_on_its_tokens_only() -> None:
     assert (task.embed_organs(changed)[:, 1] - task.embed_organs(features)[:, 1]).abs().max() > 1e-4, "free attention"
 
 
+def test_a_prediction_reads_no_mask() -> None:
+    torch.manual_seed(0)
+    model, batch = VolumeLM(encoder()), batch_of(sample(0), sample(1))
+    task = task_of(model).eval()
+    features = model.encode(batch.image, batch.affine)
+    assert task.predict(model, features, batch) == task.predict(model, features, replace(batch, mask=None))
+
+
 def test_every_parameter_learns_masks_or_none_and_no_text_costs_nothing() -> None:
     torch.manual_seed(0)
     model, batch = VolumeLM(encoder()), batch_of(*(sample(number, mask=number < 3) for number in range(6)))

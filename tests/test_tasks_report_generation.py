@@ -245,6 +245,20 @@ def test_structured_scores_by_hand() -> None:
     assert normal["size_error_mm"] is None
 
 
+@pytest.mark.parametrize("task", [ReportGeneration, StructuredReport])
+def test_a_model_that_repeats_the_earlier_report_is_no_better_than_blind(task: type) -> None:
+    texts = ["There is ascites.", "There is a left renal stone.", "The liver is normal.", "There is splenomegaly."]
+    studies = [
+        study(f"s{n}", patient=f"p{n}", report=text, meta={"prior_report": text}) for n, text in enumerate(texts)
+    ]
+    judge = task(model(*texts), prior=True)
+    repeats = {
+        one.study: {judge.kind: structured(one.report) if task is StructuredReport else one.report} for one in studies
+    }
+    found = judge.score(Evidence(studies, repeats, blind=lambda: repeats, replicates=5))[judge.kind]
+    assert found["finding_f1"]["value"] == found["baselines"]["blind"]["finding_f1"] == 1.0
+
+
 @cache
 def sample(number: int) -> world.Sample:
     return world.study(number)

@@ -88,9 +88,23 @@ def test_a_second_run_in_a_folder_has_its_own_checkpoints(recipe: Path, tmp_path
 
 
 def test_a_shard_without_a_study_leaves_no_predictions(recipe: Path, tmp_path: Path) -> None:
+    run(["fit", "--config", str(recipe), f"--run={tmp_path / 'trained'}"])
+    trained = f"--model.base={tmp_path / 'trained/model'}"
     for shard, count in (("0/2", 1), ("1/2", 0)):
-        run(["predict", "--config", str(recipe), f"--run={tmp_path / shard[0]}", f"--data.shard={shard}"])
+        run(["predict", "--config", str(recipe), f"--run={tmp_path / shard[0]}", f"--data.shard={shard}", trained])
         assert len((tmp_path / shard[0] / "predictions.jsonl").read_text().splitlines()) == count
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_weights_that_nobody_trained_are_refused(
+    verb: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [verb, "--config", str(recipe), f"--run={tmp_path}"]
+    assert main(command) == 2
+    assert f"vol3d {verb} is given no trained weights: add --ckpt_path" in capsys.readouterr().err
+    assert main([*command, "--ckpt_path=last"]) == 2
+    assert f"there is no {tmp_path / 'checkpoints/last.ckpt'}; give" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_recipe_that_cannot_be_read_is_told_by_the_plan(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import world
 
 from vol3d.data.dataset import VolumeData
 from vol3d.data.manifest import Manifest
+from vol3d.training.callbacks import SaveModel
 from vol3d.training.stages import Stage
 from vol3d.volume.grid import Grid
 
@@ -46,10 +47,12 @@ def manifest(numbers: range) -> Manifest:
     return Manifest([world.study(number).study for number in numbers])
 
 
-def fit(folder: Path, steps: int, ckpt_path: str | None = None, **settings) -> tuple[Seen, list[float]]:
+def fit(
+    folder: Path, steps: int, ckpt_path: str | None = None, limit: int | None = None, **settings
+) -> tuple[Seen, list[float]]:
     np.random.seed(0)
     grid = Grid(spacing=(1.0, 1.0, 1.0), shape=(16, 16, 8), window=(-1000, 1000))
-    data = Files(manifest(range(10)), grid, batch_size=4, others={"masks": manifest(range(100, 106))})
+    data = Files(manifest(range(10)), grid, batch_size=4, others={"masks": manifest(range(100, 106))}, limit=limit)
     seen, losses = Seen(), world.Losses()
     torch.manual_seed(0)
     module = world.module(STAGES)
@@ -73,6 +76,13 @@ def test_each_stage_sees_its_own_studies_and_a_stopped_run_goes_on_the_same(tmp_
         resumed, again = fit(folder, 15, ckpt_path=str(path))
         assert resumed.steps == seen.steps[stop:]
         assert again == pytest.approx(losses[stop:], abs=1e-6)
+
+
+def test_the_models_card_names_what_each_stage_learnt_from(tmp_path: Path) -> None:
+    fit(tmp_path, 12, callbacks=[SaveModel(tmp_path)], limit=5)
+    card = (tmp_path / "model" / "card.md").read_text()
+    assert "- `masks`: manifest in memory, 5 training studies\n- Manifest in memory, 5 training studies\n" in card
+    assert "- see: 5 steps, learns encoder, tasks from findings of `masks`\n" in card
 
 
 def test_a_stage_without_its_manifest_is_told(tmp_path: Path) -> None:

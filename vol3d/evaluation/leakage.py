@@ -55,8 +55,8 @@ def check_leakage(
 
     Returns:
         "patients_across_splits" and "images_across_splits" (sorted names), "reports_seen_in_training" and
-        "near_duplicate_reports" (test study names), "test_reports", and "clean": true when no patient and no image
-        is shared.
+        "near_duplicate_reports" (test study names), "test_reports", "clean": true when no patient and no image is
+        shared, and "definitions".
     """
     rows = [study for study in studies if study.split and "twin_of" not in (study.meta or {})]
     reports = {study.study: _normal(study.report) for study in rows if study.report}
@@ -76,6 +76,7 @@ def check_leakage(
         "near_duplicate_reports": [fresh[i] for i in sorted({i for i, _, _ in near})],
         "test_reports": len(tested),
         "clean": not patients and not images and not alike,
+        "definitions": DEFINITIONS,
     }
 
 

@@ -14,7 +14,6 @@ from typing import Any
 from vol3d.evaluation.case import Case, case_view, choose_cases
 from vol3d.evaluation.chart import curve_chart, loss_charts
 from vol3d.evaluation.compare_page import head_to_head
-from vol3d.evaluation.faithfulness import DEFINITIONS as FAITHFULNESS_DEFINITIONS
 from vol3d.evaluation.headline import is_score
 from vol3d.evaluation.metrics.findings import DEFINITIONS as FINDING_DEFINITIONS
 from vol3d.evaluation.metrics.text import DEFINITIONS as TEXT_DEFINITIONS
@@ -93,7 +92,7 @@ def _leakage(block: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was found as (name, text) lines; lists are counted, with the first few named."""
     lines = []
     for name, value in block.items():
-        if name in ("clean", "test_reports"):
+        if name in ("clean", "test_reports", "definitions"):
             continue
         if isinstance(value, (list, tuple)):
             of = f" of {block['test_reports']}" if "reports" in name and block.get("test_reports") else ""
@@ -112,8 +111,6 @@ def _definitions(tasks: Mapping[str, Any], faithfulness: Mapping[str, Any]) -> l
             # One name may mean two things: the Brier score of codes and that of outcomes.
             own = name if known.get(name, text) == text else f"{title_of(name)} ({TASKS.get(task, title_of(task))})"
             known[own] = text
-    if "changed" in (faithfulness.get("twins") or {}):
-        known |= FAITHFULNESS_DEFINITIONS
     for block in faithfulness.values():
         told = block.get("definitions") or {} if isinstance(block, Mapping) else {}
         parts = (

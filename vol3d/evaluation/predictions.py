@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 MADE_BY = "made_by.json"
 NAME = "predictions"
+KEPT = (f"{NAME}.jsonl", f"{NAME}.rank*.jsonl", "blind-*.jsonl", "probe-*.jsonl")
+"""The files of rows in a folder; any other that lies there (a manifest) is somebody else's."""
 
 
 def fingerprint(trained: TrainedModel, studies: Iterable[Study]) -> dict[str, str]:
@@ -63,7 +65,7 @@ def model_identity(folder: Path) -> str:
 
 
 class Shelf:
-    """A folder's prediction files: `predictions.jsonl`, and beside it those of blind passes and probes.
+    """A folder's prediction files (`KEPT`): `predictions.jsonl`, and beside it those of blind passes and probes.
 
     `made_by.json` says by which model, on which studies and which grid. Rows made by anything else are never mixed.
 
@@ -90,7 +92,7 @@ class Shelf:
         self.made_by: dict[str, str] | None = dict(made_by)
         """Written with the first row, so that a refusal leaves nothing behind."""
         card = self.folder / MADE_BY
-        old = sorted(self.folder.glob("*.jsonl"))
+        old = sorted(path for pattern in KEPT for path in self.folder.glob(pattern))
         if old and check and not overwrite:
             known = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
             differ = [f"{name} {known.get(name, 'unknown')}, now {made_by[name]}" for name in made_by]
@@ -132,8 +134,8 @@ class Shelf:
 def read_predictions(path: str | Path) -> dict[str, dict[str, Any]]:
     """Rows by study of a predictions file, or of a folder's `predictions*.jsonl`.
 
-    `vol3d predict` on several GPUs leaves one file a rank (`predictions.rank1.jsonl`); they are read together. A study
-    that stands in several (samplers fill up the last batch) counts once.
+    Files of single ranks beside it (`predictions.rank1.jsonl`) are read together with it. A study that stands in
+    several (samplers fill up the last batch) counts once.
 
     Raises:
         ValueError: no such file, no row, or a line that is no row (its number is named).
@@ -256,6 +258,7 @@ class Looker:
         volumes: Sequence[Study] | None = None,
         change: Callable[[Sample], Sample] | None = None,
         masks: bool = False,
+        about: Mapping[str, str | None] | None = None,
     ) -> dict[str, dict[str, Any]] | None:
         """Rows of `studies` by name.
 
@@ -263,8 +266,11 @@ class Looker:
             name: of the file, without its ending.
             volumes: whose image is shown, without masks, instead of each study's own.
             change: what is done to each volume first. masks: load label maps too, for `change`.
+            about: what of a study's labels was asked, kept in its row: after the labels are mended it is asked anew.
         """
+        told = {} if about is None else {study.study: {"about": about[study.study]} for study in studies}
         rows = self.shelf.read(name)
+        rows = {study: row for study, row in rows.items() if told.get(study, {}).items() <= row.items()}
         missing = [place for place, study in enumerate(studies) if study.study not in rows]
         if missing and not self.may_run:
             return None
@@ -273,7 +279,7 @@ class Looker:
         shown = self._own(asked, masks) if volumes is None else self._dealt(asked, [volumes[p] for p in missing])
         for batch in self._watched(name, shown, len(missing), len(studies)):
             samples = batch if change is None else [change(sample) for sample in batch]
-            predicted = self.trained.predict(samples, tasks)
+            predicted = [row | told.get(row["study"], {}) for row in self.trained.predict(samples, tasks)]
             self.shelf.append(name, predicted)
             rows |= {row["study"]: row for row in predicted}
         self.seconds += time.perf_counter() - start

@@ -86,8 +86,10 @@ def claim(task: Task, judge: TextJudge, evidence: Evidence, look: Looker) -> dic
     if not studies:
         return undefined(f"{NOT_APPLICABLE}no finding is there in one patient and absent in another")
     asked = [_Claiming(task, claims)]
-    rows = look(f"probe-claim-{task.kind}", asked, studies)
-    true = look(f"probe-claim-true-{task.kind}", asked, studies, volumes=[volumes[study.study] for study in studies])
+    rows = look(f"probe-claim-{task.kind}", asked, studies, about=claims)
+    having = {study.study: volumes[study.study] for study in studies}
+    about = {name: f"{claims[name]} of {other.study}" for name, other in having.items()}
+    true = look(f"probe-claim-true-{task.kind}", asked, studies, volumes=list(having.values()), about=about)
     if rows is None or true is None:
         return undefined(f"{NOT_APPLICABLE}this probe was not kept with the predictions")
 

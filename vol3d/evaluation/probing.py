@@ -128,7 +128,8 @@ class _Shows:
             able, change = _WITH_MASKS[name]
             if not any(able(study) for study in self.studies):
                 return None
-            return self.look(kept, self.tasks, self.studies, change=change, masks=True)
+            about = {study.study: target(study) for study in self.studies} if name == "erase" else None
+            return self.look(kept, self.tasks, self.studies, change=change, masks=True, about=about)
         change = (probes.FAITHFUL | probes.ROBUST).get(name)
         return self.look(kept, self.tasks, self.studies, change=None if change is None else _changed(change))
 

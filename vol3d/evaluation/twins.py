@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vol3d.data.study import TEXTS
-from vol3d.evaluation.faithfulness import TwinPair, twin_consistency, twin_pairs
+from vol3d.evaluation.faithfulness import DEFINITIONS, TwinPair, twin_consistency, twin_pairs
 
 if TYPE_CHECKING:
     from vol3d.data.study import Study
@@ -36,7 +36,7 @@ def twins_of(
         else pair
         for pair in pairs
     ]
-    return {"twins": twin_consistency(pairs, replicates=replicates, seed=seed)}
+    return {"twins": twin_consistency(pairs, replicates=replicates, seed=seed) | {"definitions": DEFINITIONS}}
 
 
 def _sizes(findings: Mapping[str, list[Finding]], pair: TwinPair) -> tuple[float, float] | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vol3d.data.batch import Batch
+from vol3d.data.study import Study
 from vol3d.model.asking import check_box
 from vol3d.model.text_prompt import wordings
 
@@ -41,6 +42,14 @@ def hulls(boxes: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float | int, ..
     return found
 
 
+def absent_of(study: Study) -> list[str]:
+    """Labels without a box that `labels_known` says are absent; what neither names is unknown."""
+    labels = {box["label"] for box in study.boxes}
+    absent = [name for name, known in study.labels_known.items() if known == 0 and name not in labels]
+    # "effusion" is absent when neither side has one; asking for it would only repeat the sides.
+    return [name for name in absent if name in study.finding_labels or not study.finding_labels]
+
+
 def boxes_of(batch: Batch, row: int, names: Sequence[str] | None = None) -> list[BoxAsk]:
     """What a study's boxes answer: labels that have one, and names that `labels_known` or a box-less finding mask says
     are absent.
@@ -57,11 +66,8 @@ def boxes_of(batch: Batch, row: int, names: Sequence[str] | None = None) -> list
     present = hulls(study.boxes)
     for label, box in present.items():
         check_box(batch, row, box, label)
-    absent = [name for name, known in study.labels_known.items() if known == 0 and name not in present]
-    # "effusion" is absent when neither side has one; asking for it would only repeat the sides.
-    absent = [name for name in absent if name in study.finding_labels or not study.finding_labels]
     asks = [BoxAsk(name, wordings(name)[0], box) for name, box in present.items()]
-    asks += [BoxAsk(name, wordings(name)[0], None) for name in absent]
+    asks += [BoxAsk(name, wordings(name)[0], None) for name in absent_of(study)]
     return [ask for ask in asks if names is None or ask.name in names]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from vol3d.model.language import LanguageModel, LanguageSource
     from vol3d.model.volume_lm import VolumeLM
     from vol3d.volume.grid import Grid
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,16 @@ class Base:
             self._give("projector", self.model.projector, model.projector)
         for name in self.tasks.keys() & set(tasks):
             self._give(f"task {name!r}", self.tasks[name], tasks[name])
+
+    def compare_grid(self, grid: Grid) -> None:
+        """Warns where volumes are put on another grid, or windowed otherwise, than those its weights know."""
+        own, other = ({**each.to_dict(), "name": None} for each in (self.grid, grid))
+        differ = [f"{name} {own[name]}, here {other[name]}" for name in own if own[name] != other[name]]
+        if differ:
+            logger.warning(
+                "%s was trained on another grid (%s): for its own, --data.grid %s",
+                self.folder, "; ".join(differ), self.folder / "grid.json",
+            )  # fmt: skip
 
     def give_encoder(self, encoder: Encoder) -> None:
         self._give("encoder", self.model.encoder, encoder)

@@ -108,9 +108,13 @@ class TrainedModel:
     def segment(self, volume: MetaTensor | str | Path, prompt: str, **options: Any) -> MetaTensor:
         """The mask of what `prompt` names, (1, x, y, z) uint8 on the volume's own grid; empty when it is not there.
 
-        Options are those of the task's `segment`: points, boxes or an earlier mask in RAS millimetres.
+        Options are those of the task's `segment`: points and boxes in RAS millimetres, or an earlier mask, which is put
+        on the model's grid here when it has a geometry (as this gives it, or `vol3d.read_mask`).
         """
         task, volume = self._task("segmentation"), self._read(volume)
+        if isinstance(mask := options.get("mask"), type(volume)):
+            mask = mask if mask.ndim == 4 else mask[None]
+            options["mask"] = self.grid.resample_mask(mask, like_volume=volume)[0].as_tensor()
         with torch.inference_mode():
             features, batch = self._see(self.sample(volume))
             mask = task.segment(self.model, features, batch, [prompt], **options)[0, 0]

@@ -26,6 +26,8 @@ from vol3d.volume.atomic import save_tensors
 if TYPE_CHECKING:
     from vol3d.volume.grid import Grid
 
+_FILES = ("config.yaml", "model.safetensors", "grid.json")
+"""What every saved model has."""
 _PUBLIC = ("vol3d", "vol3d.encoders", "vol3d.tasks")
 
 
@@ -81,7 +83,7 @@ def build(folder: str | Path) -> tuple[VolumeLM, dict[str, Task], Grid]:
     from vol3d.volume.grid import Grid
 
     folder = Path(folder)
-    absent = [name for name in ("config.yaml", "model.safetensors", "grid.json") if not (folder / name).is_file()]
+    absent = [name for name in _FILES if not (folder / name).is_file()]
     if absent:
         raise ValueError(
             f"{folder} is not a saved vol3d model: it has no {', '.join(absent)}; give the folder that training "
@@ -220,7 +222,7 @@ def _replace(draft: Path, folder: Path) -> None:
     if not folder.exists():
         os.replace(draft, folder)
         return
-    if not (folder / "config.yaml").is_file():
+    if not all((folder / name).is_file() for name in _FILES):
         raise ValueError(f"{folder} exists and is not a saved model: choose another folder, nothing was written")
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
     os.replace(folder, old / "model")

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from vol3d.data.shards import merge_predictions
 from vol3d.training.sharding import whole
+from vol3d.training.stages import PARTS
 
 log = logging.getLogger(__name__)
 
@@ -70,20 +71,31 @@ class SaveModel(lightning.Callback):
 def model_card(trainer: lightning.Trainer, module: Any, recipe: str) -> str:
     """Markdown: what the model was trained on, how, and what it must not be used for."""
     data = trainer.datamodule
+    there = [part for part in PARTS if module.part(part) is not None]
     stages = "\n".join(
-        f"- {name}: {length} steps, learns {', '.join(stage.train)} from {', '.join(stage.tasks or module.tasks)}"
+        f"- {name}: {length} steps, learns {', '.join(part for part in stage.train if part in there)} from "
+        f"{', '.join(stage.tasks or module.tasks)}{'' if stage.data is None else f' of `{stage.data}`'}"
         for (name, stage), length in zip(module.stages.items(), module.schedule.lengths, strict=True)
     )
+    manifests = "\n".join(
+        f"- {_studies(data, name)}" for name in dict.fromkeys(stage.data for stage in module.stages.values())
+    )
     losses = {name: float(value) for name, value in trainer.callback_metrics.items() if name.endswith("loss")}
-    source = "in memory" if data.manifest.path is None else f"`{data.manifest.path.name}`"
     origin = "" if module.base is None else f" Fine-tuned from `{module.base}`."
     return (
         f"# vol3d model\n\nRecipe: {recipe or 'not named'}. Steps: {trainer.global_step}.{origin}\n\n"
-        f"## Data\n\nManifest {source}, {len(data.manifest.split('train'))} training studies, "
-        f"grid `{data.grid.name}`.\n\n"
+        f"## Data\n\n{manifests}\n\nGrid `{data.grid.name}`.\n\n"
         f"## Training\n\n{stages}\n\nLast losses: {json.dumps(losses)}\n\n"
         "## Limits\n\nFor research only. Not a medical device; not validated for any clinical use.\n"
     )
+
+
+def _studies(data: Any, name: str | None) -> str:
+    """How many studies the stages of one manifest learn from."""
+    manifest = data.manifest if name is None else data.others[name]
+    source = "in memory" if manifest.path is None else f"`{manifest.path.name}`"
+    studies = manifest.split("train")[: getattr(data, "limit", None)]
+    return f"{'Manifest' if name is None else f'`{name}`: manifest'} {source}, {len(studies)} training studies"
 
 
 class PredictionWriter(BasePredictionWriter):

@@ -76,6 +76,7 @@ class RecipeCLI(LightningCLI):
         """A recipe for a CPU in bf16-mixed trains in float32 where bfloat16 is emulated: finer, and twice as fast."""
         trainer = self._get(self.config, "trainer", default={})
         self.check_precision()
+        self.check_weights()
         cpu = trainer.get("accelerator") == "cpu" and trainer.get("precision") == "bf16-mixed"
         if cpu and not cpu_has_bfloat16():
             logger.warning("this CPU has no bfloat16 arithmetic: training in 32-true, not in bf16-mixed")
@@ -90,6 +91,22 @@ class RecipeCLI(LightningCLI):
                 f"precision {trainer['precision']} would round a batch's millimetres, and weights so that small "
                 "updates are lost: set bf16-mixed (frozen weights of a pretrained language model are bfloat16 then too)"
             )
+
+    def check_weights(self) -> None:
+        """Refuses to judge or predict with weights that nobody trained, which Lightning does without a word."""
+        if self.subcommand in (None, "fit"):
+            return
+        given, base = (self._get(self.config, name) for name in ("ckpt_path", "model.base"))
+        run = Path(self._get(self.config, "run"))
+        if given is None and base is None:
+            raise ValueError(
+                f"vol3d {self.subcommand} is given no trained weights: add --ckpt_path RUN/checkpoints/last.ckpt, or "
+                "--model.base RUN/model"
+            )
+        if given is None:
+            logger.warning("no --ckpt_path: the weights are those of the base, %s", base)
+        if given == "last" and not (last := run / "checkpoints" / "last.ckpt").exists():
+            raise ValueError(f"--ckpt_path last: there is no {last}; give the checkpoint's path, or the run's --run")
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         folder = Path(self._get(self.config_init, "run"))

@@ -104,6 +104,9 @@ class VolumeModule(lightning.LightningModule):
         self.tasks = nn.ModuleDict({name: build(self.model) for name, build in self.task_factories.items()})
         if base is not None:
             base.give(self.model, dict(self.tasks.items()))
+            data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
+            if (grid := getattr(data, "grid", None)) is not None:
+                base.compare_grid(grid)
         # The model owns the parts from here on; two names for one weight would be saved twice.
         del self.encoder
         self.language = None

@@ -15,7 +15,8 @@ from vol3d.evaluation.metrics.text import score_text
 DEFINITIONS = {
     "region_accuracy": "share of boxes whose content is named rightly",
     "region_m3d_bleu": "M3D-Bench's BLEU-1 of the names, mean over boxes (region_rouge_1 likewise)",
-    "absent_silent": "share of phrases for what is not there that are answered by no box (score below 0.5)",
+    "absent_silent": "share of phrases for what is known to be absent (labels_known says 0) that are answered by no "
+    "box (score below 0.5)",
 }
 Boxes = Mapping[str, Sequence[float | int]]
 
@@ -27,6 +28,7 @@ def score_grounding(
     patients: Sequence[Hashable],
     names: Collection[str],
     *,
+    absent: Sequence[Collection[str]],
     blind: Sequence[Mapping[str, Any]] | None = None,
     threshold: float = 0.5,
     replicates: int = 1000,
@@ -37,24 +39,25 @@ def score_grounding(
     Args:
         truths: label → box (x1, y1, z1, x2, y2, z2) in RAS mm, one mapping a study.
         regions: the study's boxes with their "label", in the order of the prediction's "box_names".
+        absent: labels that are known not to be there, one collection a study; any other without a box is unknown.
         names: labels that can be answered; a region of another label is not scored.
         predictions: {"boxes": [{"label", "min_mm", "max_mm", "score"}], "box_names": [{"answer"}]}.
         blind: the same for another patient's volume.
         threshold: a box with a lower score is not given.
     """
     options = {"replicates": replicates, "seed": seed}
-    pairs, absent = _pair(truths, predictions, threshold), _absent(truths, predictions, threshold)
+    pairs = _pair(truths, predictions, threshold)
     who = [patients[study] for study, _, _ in pairs]
     result: dict[str, Any] = score_boxes([t for _, t, _ in pairs], [p for _, _, p in pairs], who, **options)
     right = [(study, r) for study, values in enumerate(_right(regions, predictions, names)) for r in values]
     result["region_accuracy"] = _share(right, patients, options)
     result |= _wording(regions, predictions, patients, names, options)
-    result["absent_silent"] = _share(absent, patients, options)
+    result["absent_silent"] = _share(_silent(absent, predictions, threshold), patients, options)
     if blind is not None:
         pairs = _pair(truths, blind, threshold)
         dealt = score_boxes([t for _, t, _ in pairs], [p for _, _, p in pairs], who, replicates=2, seed=seed)
         named = [r for values in _right(regions, blind, names) for r in values]
-        silent = [value for _, value in _absent(truths, blind, threshold)]
+        silent = [value for _, value in _silent(absent, blind, threshold)]
         dealt |= _wording(regions, blind, patients, names, {"replicates": 2, "seed": seed})
         shares = {"region_accuracy": named, "absent_silent": silent}
         result["baselines"] = {
@@ -76,14 +79,14 @@ def _pair(
     return pairs
 
 
-def _absent(
-    truths: Sequence[Boxes], predictions: Sequence[Mapping[str, Any]], threshold: float
+def _silent(
+    absent: Sequence[Collection[str]], predictions: Sequence[Mapping[str, Any]], threshold: float
 ) -> list[tuple[int, float]]:
     return [
         (study, float(box["score"] < threshold))
-        for study, (boxes, prediction) in enumerate(zip(truths, predictions, strict=True))
+        for study, (labels, prediction) in enumerate(zip(absent, predictions, strict=True))
         for box in prediction["boxes"]
-        if box["label"] not in boxes
+        if box["label"] in labels
     ]
 
 

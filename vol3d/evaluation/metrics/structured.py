@@ -25,6 +25,7 @@ def score_structured(
     predicted: Sequence[Rows],
     patients: Sequence[Hashable],
     *,
+    blind: Sequence[Rows] | None = None,
     training: Sequence[Rows] = (),
     replicates: int = 1000,
     seed: int = 0,
@@ -33,6 +34,8 @@ def score_structured(
 
     Args:
         truths, predicted: one list of {finding, side, size_mm, certainty} a study.
+        blind: what is written of another patient's volume; without it the predictions are dealt to other patients,
+            which is the same where nothing but the volume was read.
         training: those of the training studies, for the text prior.
 
     Returns:
@@ -44,7 +47,8 @@ def score_structured(
     usual = next(list(rows.values()) for rows in sets if rows.keys() == common)
     result["baselines"] = {}
     try:
-        result["baselines"]["blind"] = _values(truths, baselines.blind(list(predicted), patients, seed), patients)
+        dealt = baselines.blind(list(predicted), patients, seed) if blind is None else blind
+        result["baselines"]["blind"] = _values(truths, dealt, patients)
     except ValueError as error:
         result["baselines"]["blind"] = {"finding_f1": None, "note": str(error)}
     for name, rows in (("always_normal", []), ("text_prior", usual)):

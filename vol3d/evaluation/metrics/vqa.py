@@ -25,8 +25,8 @@ DEFINITIONS = {
     "exact_match": "open answers: share equal to the truth in lower case, without articles and punctuation",
     "token_f1": "open answers: mean F1 of their words",
     "blind": "baseline: the same questions answered with another patient's volume before the model",
-    "text_prior": "baseline: each question answered as most often in training, without a volume; where no training "
-    "answer is at hand, by the most common right letter",
+    "text_prior": "baseline: each question answered as most often in training, without a volume; where training never "
+    "answered it, by the most common right letter, and an open one by the most common true answer",
 }
 LETTERS = string.ascii_uppercase
 _LEADING_LETTER = re.compile(
@@ -84,7 +84,7 @@ def score_closed(
         choices: the choices of each question; answers: the index of the right one.
         blind_outputs: what the model says to the same questions before another patient's volume; without them the
             outputs are dealt to other patients' questions, which says little when these differ.
-        prior: the choice that training answers speak for; None for the most common right letter.
+        prior: the choice of each question that training answers speak for; None for the most common right letter.
 
     Returns:
         "accuracy", "m3d_substring_accuracy", "readable", and "baselines": "blind", "text_prior" and "chance".
@@ -102,7 +102,7 @@ def score_closed(
     loose = np.array([float(m3d_substring_correct(o, a)) for o, a in zip(lettered, answers, strict=True)])
     named = np.array([float(one is not None) for one in read])
     most = Counter(answers).most_common(1)[0][0]
-    guessed = [most] * len(answers) if prior is None else prior
+    guessed = [most if one is None else one for one in prior or [None] * len(answers)]
     baselines: dict[str, dict[str, Any]] = {
         "text_prior": {"accuracy": float(np.mean([one == two for one, two in zip(guessed, answers, strict=True)]))},
         "chance": {"accuracy": float(np.mean([1 / len(given) for given in choices]))},
@@ -136,7 +136,7 @@ def score_open(
     patients: Sequence[Hashable],
     *,
     blind_outputs: Sequence[str] | None = None,
-    prior: Sequence[str] | None = None,
+    prior: Sequence[str | None] | None = None,
     replicates: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def score_open(
 
     Args:
         blind_outputs: what the model says to the same questions before another patient's volume.
-        prior: the answer that training speaks for, one a question; None for the most common of the truths.
+        prior: the answer of each question that training speaks for; None for the most common of the truths.
     """
     options = {"replicates": replicates, "seed": seed}
     result: dict[str, Any] = score_text(answers, outputs, patients, **options)
@@ -153,7 +153,8 @@ def score_open(
     result["exact_match"] = share(equal, np.ones(len(pairs)), patients, **options)
     result["token_f1"] = mean_score(np.array([token_f1(*pair) for pair in pairs]), patients, **options)
     said: dict[str, Sequence[str]] = {} if blind_outputs is None else {"blind": blind_outputs}
-    said["text_prior"] = [Counter(answers).most_common(1)[0][0]] * len(answers) if prior is None else prior
+    most = Counter(answers).most_common(1)[0][0]
+    said["text_prior"] = [most if one is None else one for one in prior or [None] * len(answers)]
     result["baselines"] = {
         name: {
             "exact_match": float(np.mean([plain(one) == plain(two) for one, two in zip(texts, answers, strict=True)])),
@@ -239,7 +240,7 @@ def _in_order(
 
 
 class _Prior:
-    """How often each answer was given to each question in training."""
+    """How often each answer was given to each question in training; None for one that it never answered."""
 
     def __init__(self, training: Sequence[Mapping[str, Any]]) -> None:
         self.answers: dict[str, Counter[str]] = {}
@@ -248,11 +249,12 @@ class _Prior:
 
     def choice(self, row: Mapping[str, Any]) -> int | None:
         counts = self.answers.get(row["question"], Counter())
-        return max(range(len(row["choices"])), key=lambda place: counts[row["choices"][place]]) if counts else None
+        times = [counts[choice] for choice in row["choices"]]
+        return times.index(max(times)) if any(times) else None
 
-    def text(self, row: Mapping[str, Any]) -> str:
+    def text(self, row: Mapping[str, Any]) -> str | None:
         counts = self.answers.get(row["question"])
-        return counts.most_common(1)[0][0] if counts else ""
+        return counts.most_common(1)[0][0] if counts else None
 
 
 def _score_closed_rows(
@@ -270,7 +272,7 @@ def _score_closed_rows(
         [given.index(row["answer"]) for given, row in zip(choices, asked, strict=True)],
         patients,
         blind_outputs=blind_said,
-        prior=[prior.choice(row) for row in asked] if prior.answers else None,
+        prior=[prior.choice(row) for row in asked],
         **options,
     )
 
@@ -283,7 +285,7 @@ def _score_open_rows(
     patients: Sequence[Hashable],
     **options: int,
 ) -> dict[str, Any]:
-    guessed = [prior.text(row) for row in asked] if prior.answers else None
+    guessed = [prior.text(row) for row in asked]
     truths = [row["answer"] for row in asked]
     return score_open(said, truths, patients, blind_outputs=blind_said, prior=guessed, **options)
 
