@@ -101,10 +101,22 @@ def test_weights_that_nobody_trained_are_refused(
 ) -> None:
     command = [verb, "--config", str(recipe), f"--run={tmp_path}"]
     assert main(command) == 2
-    assert f"vol3d {verb} is given no trained weights: add --ckpt_path" in capsys.readouterr().err
+    assert f"vol3d {verb} is given no trained weights, and there is no {tmp_path}" in capsys.readouterr().err
     assert main([*command, "--ckpt_path=last"]) == 2
     assert f"there is no {tmp_path / 'checkpoints/last.ckpt'}; give" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_predicts_with_its_own_last_checkpoint(recipe: Path, tmp_path: Path) -> None:
+    """Without `--ckpt_path`: with the weights that it ended with, and a trial run with any."""
+    predict = ["predict", "--config", str(recipe), f"--run={tmp_path}"]
+    run([*predict, "--trainer.fast_dev_run=true"])
+    untrained = (tmp_path / "predictions.jsonl").read_text()
+    run(["fit", "--config", str(recipe), f"--run={tmp_path}"])
+    run(predict)
+    trained = (tmp_path / "predictions.jsonl").read_text()
+    run([*predict, f"--ckpt_path={tmp_path / 'checkpoints/last.ckpt'}"])
+    assert (tmp_path / "predictions.jsonl").read_text() == trained != untrained
 
 
 def test_a_recipe_that_cannot_be_read_is_told_by_the_plan(capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,20 +93,26 @@ class RecipeCLI(LightningCLI):
             )
 
     def check_weights(self) -> None:
-        """Refuses to judge or predict with weights that nobody trained, which Lightning does without a word."""
+        """Judging and predicting take the base that is named, or the run's last checkpoint, and not weights that nobody
+        trained, as Lightning would without a word; only a trial run may (`fast_dev_run`).
+        """
         if self.subcommand in (None, "fit"):
             return
-        given, base = (self._get(self.config, name) for name in ("ckpt_path", "model.base"))
-        run = Path(self._get(self.config, "run"))
-        if given is None and base is None:
+        keys = ("ckpt_path", "model.base", "trainer.fast_dev_run")
+        given, base, trial = (self._get(self.config, key) for key in keys)
+        last = Path(self._get(self.config, "run")) / "checkpoints" / "last.ckpt"
+        if given == "last" and not last.exists():
+            raise ValueError(f"--ckpt_path last: there is no {last}; give the checkpoint's path, or the run's --run")
+        if given is None and base is not None:
+            logger.warning("no --ckpt_path: the weights are those of the base, %s", base)
+        elif given is None and last.exists():
+            logger.warning("no --ckpt_path: the weights are those of %s", last)
+            self.config[self.subcommand]["ckpt_path"] = str(last)
+        elif given is None and not trial:
             raise ValueError(
-                f"vol3d {self.subcommand} is given no trained weights: add --ckpt_path RUN/checkpoints/last.ckpt, or "
+                f"vol3d {self.subcommand} is given no trained weights, and there is no {last}: add --ckpt_path, or "
                 "--model.base RUN/model"
             )
-        if given is None:
-            logger.warning("no --ckpt_path: the weights are those of the base, %s", base)
-        if given == "last" and not (last := run / "checkpoints" / "last.ckpt").exists():
-            raise ValueError(f"--ckpt_path last: there is no {last}; give the checkpoint's path, or the run's --run")
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         folder = Path(self._get(self.config_init, "run"))
