@@ -23,9 +23,9 @@ class MaskedVolume(Task):
     """Hide patches of the image, encode what is left, and predict the hidden voxels from the tokens.
 
     The image itself is masked, so that any encoder can be trained: a hidden voxel takes a value that is learnt, one a
-    window. The loss is the mean absolute error over hidden voxels that are not empty (outside the scan every voxel is
-    zero and nothing is to be learnt). The encoder sees the masked image, so this task encodes by itself (`encodes`): in
-    a stage of its own that is all that is encoded, beside other tasks it costs a second pass.
+    window. The loss is the mean absolute error over hidden voxels that are not empty (outside the scan every voxel has
+    the volume's lowest value and nothing is to be learnt). The encoder sees the masked image, so this task encodes by
+    itself (`encodes`): in a stage of its own that is all that is encoded, beside other tasks it costs a second pass.
 
     Args:
         model: the shared model.
@@ -100,7 +100,8 @@ class MaskedVolume(Task):
             gx=grid[0], gy=grid[1], gz=grid[2], c=image.shape[1], cx=self.cells[0], cy=self.cells[1],
         ).float()  # fmt: skip
         target = F.avg_pool3d(image.float(), self.pool)
-        counts = _larger(hidden, self.cells) & (target.amax(dim=1, keepdim=True) > target.amin())
+        lowest = target.amin(dim=(1, 2, 3, 4), keepdim=True)  # of each volume: a rule's window has no common one
+        counts = _larger(hidden, self.cells) & (target.amax(dim=1, keepdim=True) > lowest)
         return predicted, target, counts.expand_as(target)
 
     def loss(self, model: VolumeLM, features: Features | None, batch: Batch) -> TaskOutput:

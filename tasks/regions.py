@@ -37,8 +37,8 @@ _WORD = re.compile(r"[a-z]+")
 class Regions(ZeroShot):
     """Region–text contrast: an organ's vector is nearest to what its patient's report says of that organ.
 
-    Queries of each organ attend to the organ's own tokens where the study has a mask. They also learn to find them
-    without one (the share of their free attention that falls inside is raised), so that a new study needs no mask.
+    In training, queries of each organ attend to its own tokens where the study has a mask. They also learn to find them
+    without one (the share of their free attention that falls inside is raised): predictions read no mask.
     Findings are then asked for of the organ they belong to, not of the whole volume.
 
     Args:
@@ -139,12 +139,12 @@ class Regions(ZeroShot):
         return TaskOutput(output.loss + self.attention_weight * finding, output.count, log)
 
     def logits(self, model: VolumeLM, features: Features) -> Tensor:
+        """Shape: (batch, findings). Attention is free: a mask is a label, which a new study has not."""
         regions = self.embed_organs(features)
         chosen = regions[:, self.organ_of.to(regions.device)]
         return self.scale * (chosen * self.directions(model)).sum(dim=-1)
 
     def predict(self, model: VolumeLM, features: Features, batch: Batch) -> list[dict[str, Any]]:
-        """By free attention, also where the batch has masks: a mask's organs would tell a part of the truth."""
         logits = self.logits(model, features).float()
         return [
             {"regions": {name: round(score, 4) for name, score in zip(self.findings, row, strict=True)}}

@@ -8,6 +8,7 @@ from vol3d.data.batch import Batch
 from vol3d.data.study import Study
 from vol3d.model.interfaces import Evidence, Features
 from vol3d.model.language import VOLUME_TOKEN
+from vol3d.model.likelihood import visual_rows
 from vol3d.model.volume_lm import VolumeLM
 from vol3d.tasks.report_generation import ReportGeneration
 from vol3d.text.ontology import FINDINGS
@@ -62,13 +63,18 @@ class StructuredReport(ReportGeneration):
         from vol3d.model.constrained import GrammarProcessor
 
         language = model._language()
-        prompts = [self.asked(study) for study in batch.studies]
-        count = model.project(features).shape[1]
-        room = language.max_length - max(len(language.prompt_ids(prompt, count)) for prompt in prompts)
-        longest = min(self.max_new_tokens, room)
-        processor = GrammarProcessor(self.tokens(language.tokenizer), [language.tokenizer.eos_token_id], longest)
-        texts = model.generate(features, prompts, max_new_tokens=longest, logits_processor=[processor])
-        return [{"structured": from_json(text)} for text in texts]
+        features = visual_rows(model, features, range(len(features)))
+        prompts, count = [self.asked(study) for study in batch.studies], features.visual.shape[1]
+        taken = [len(language.prompt_ids(prompt, count)) for prompt in prompts]
+        texts: dict[int, str] = {}
+        # A list closes within its own room, not within that of a neighbour with a longer prompt.
+        for room in {min(self.max_new_tokens, language.max_length - length) for length in taken}:
+            rows = [row for row, n in enumerate(taken) if min(self.max_new_tokens, language.max_length - n) == room]
+            processor = GrammarProcessor(self.tokens(language.tokenizer), [language.tokenizer.eos_token_id], room)
+            asked = [prompts[row] for row in rows]
+            said = model.generate(features[rows], asked, max_new_tokens=room, logits_processor=[processor])
+            texts |= dict(zip(rows, said, strict=True))
+        return [{"structured": from_json(texts[row])} for row in range(len(prompts))]
 
     def tokens(self, tokenizer: Any) -> TokenGrammar:
         """The schema over a tokenizer's tokens, made once."""

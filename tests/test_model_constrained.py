@@ -130,3 +130,26 @@ def test_an_untrained_model_writes_valid_json_in_a_batch(language: vol3d.Languag
     assert [set(row) for row in rows] == [{"structured"}] * 3
     free = model.generate(features, ["<volume>JSON:"] * 3, max_new_tokens=90)
     assert not any(re.fullmatch(r"\[.*\]", text, re.DOTALL) for text in free)
+
+
+def test_a_list_closes_within_its_own_room_whatever_the_neighbours(language: vol3d.LanguageModel) -> None:
+    """A neighbour's long prior report leaves fewer tokens for its list alone."""
+    from pathlib import Path
+
+    from vol3d.data.batch import Batch
+    from vol3d.data.study import Study
+
+    model = model_of(language)
+    image = Path("none.nii.gz")
+    studies = [Study("a", image), Study("b", image, meta={"prior_report": "The liver is normal. " * 8})]
+    torch.manual_seed(1)
+    features = model.encode(torch.randn(2, 1, 8, 8, 8))
+    batch = Batch(studies, torch.zeros(2, 1, 8, 8, 8), torch.eye(4, dtype=torch.float64).repeat(2, 1, 1))
+    task = StructuredReport(model, prior=True, max_new_tokens=100_000)
+    rooms: list[int] = []
+    write = model.generate
+    model.generate = lambda *given, **options: rooms.append(options["max_new_tokens"]) or write(*given, **options)
+    together = task.predict(model, features, batch)
+    assert together == [task.predict(model, features[[row]], batch.select([row]))[0] for row in range(2)]
+    assert sorted(rooms[:2]) == sorted(rooms[2:])
+    assert len(set(rooms)) == 2

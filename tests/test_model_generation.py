@@ -40,6 +40,20 @@ def test_two_volumes_stand_where_their_placeholders_stand() -> None:
         assert abs(other - loss) > 1e-4
 
 
+@pytest.mark.parametrize("options", [{"repetition_penalty": 1.5}, {"repetition_penalty": 2, "num_beams": 2}])
+def test_a_penalty_counts_from_the_first_token_whatever_the_neighbours(options: dict) -> None:
+    """transformers spared as many new tokens as padding stood before the prompt."""
+    model = volume_lm()
+    with torch.no_grad():
+        for parameter in model.language.parameters():
+            parameter.mul_(3)  # an untrained model would hardly repeat itself
+    features, prompts = model.encode(images(4)), [PROMPTS[0] + " There is a left pleural effusion.", *[PROMPTS[0]] * 3]
+    together = model.generate(features, prompts, max_new_tokens=16, **options)
+    assert together == [
+        model.generate(features[[row]], [prompt], max_new_tokens=16, **options)[0] for row, prompt in enumerate(prompts)
+    ]
+
+
 def test_volumes_of_two_grids_go_into_one_prompt() -> None:
     model = volume_lm(projector=partial(vol3d.MLPProjector))
     prior, now = model.encode(torch.randn(2, 1, 8, 8, 4)), model.encode(images(2))

@@ -56,6 +56,17 @@ def test_generation_in_a_batch_equals_one_by_one(model: vol3d.VolumeLM) -> None:
     assert together == apart
 
 
+@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.5}])
+def test_a_long_prompt_leaves_its_neighbours_their_room(model: vol3d.VolumeLM, options: dict) -> None:
+    """64 tokens in all: behind the longest prompt fewer than the 40 that fit behind the others."""
+    features = model.encode(image(3))
+    prompts = ["<volume>Report:", "<volume>There is a left pleural effusion. The liver is normal. Report:", "<volume>:"]
+    together = model.generate(features, prompts, max_new_tokens=40, **options)
+    apart = [model.generate(features[[row]], [prompts[row]], max_new_tokens=40, **options)[0] for row in range(3)]
+    assert together == apart
+    assert [64 - len(model.language.prompt_ids(prompt, 4)) >= 40 for prompt in prompts] == [True, False, True]
+
+
 def test_too_long_a_report_gives_both_lengths(model: vol3d.VolumeLM) -> None:
     with pytest.raises(ValueError, match=r"take \d{3} tokens, the language model holds 64"):
         model.language_loss(model.encode(image(1)), PROMPTS[:1], ["liver " * 100])

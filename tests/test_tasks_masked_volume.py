@@ -74,6 +74,19 @@ def test_the_error_by_hand() -> None:
     assert task.loss(LM, None, part).loss is None, "an empty image teaches nothing"
 
 
+def test_what_is_empty_is_told_of_each_volume_alone() -> None:
+    """Under a z-score or percentiles the lowest values of two volumes differ: neighbours in a batch say nothing."""
+    task, part = MaskedVolume(LM), batch(range(2))
+    part.image = part.image - part.image.amin(dim=(1, 2, 3, 4), keepdim=True)
+    part.image[:, :, :8] = 0.0
+    part.image[1] = 0.5 * part.image[1] + 0.3
+    with torch.no_grad():
+        together = task.predict(LM, None, part)
+        alone = [task.predict(LM, None, part.select([row]))[0] for row in range(2)]
+    for one, other in zip(together, alone, strict=True):
+        assert one["masked_volume"] == pytest.approx(other["masked_volume"], abs=2e-5)
+
+
 def test_each_token_predicts_its_own_voxels() -> None:
     """A head that says its token's number, on tokens that hold it: the volume counts up in x-major order."""
     lm = model(embed_dim=4, num_heads=1)

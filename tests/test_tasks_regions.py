@@ -124,11 +124,14 @@ def test_with_a_mask_an_organs_vector_depends_on_its_tokens_only() -> None:
 
 
 def test_a_prediction_reads_no_mask() -> None:
+    """`vol3d predict` loads a test study's masks too, and they are labels."""
     torch.manual_seed(0)
-    model, batch = VolumeLM(encoder()), batch_of(sample(0), sample(1))
-    task = task_of(model).eval()
-    features = model.encode(batch.image, batch.affine)
-    assert task.predict(model, features, batch) == task.predict(model, features, replace(batch, mask=None))
+    model, masked = VolumeLM(encoder()).eval(), batch_of(sample(0), sample(1))
+    task, bare = task_of(model).eval(), replace(masked, mask=None)
+    features = model.encode(masked.image, masked.affine)
+    features.tokens = 3 * torch.randn_like(features.tokens)
+    masked.mask[:, 4:] = 0  # a lung in some tokens only
+    assert task.predict(model, features, masked) == task.predict(model, features, bare)
 
 
 def test_every_parameter_learns_masks_or_none_and_no_text_costs_nothing() -> None:

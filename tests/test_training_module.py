@@ -11,10 +11,13 @@ import torch
 import world
 from lightning.pytorch.callbacks import ModelCheckpoint
 from small_language import language
+from torch.utils.data import DataLoader
 
+import vol3d
 from vol3d.data.batch import collate
 from vol3d.model.adapters import recompute_frozen
-from vol3d.tasks import VQA, FindingMaps
+from vol3d.tasks import VQA, FindingMaps, PromptSegmentation
+from vol3d.training.module import VolumeModule
 from vol3d.training.rehearsal import Held
 from vol3d.training.stages import Schedule, Stage
 
@@ -167,6 +170,27 @@ def test_a_resumed_run_has_the_same_losses(tmp_path: Path) -> None:
     _, rest = fit(16, tmp_path, stages=stages, ckpt_path=checkpoint)
     assert rest == pytest.approx(whole[8:], abs=1e-6)
     assert len(set(rest)) == len(rest)
+
+
+def test_validation_asks_the_same_each_time_and_moves_no_training(tmp_path: Path) -> None:
+    """Prompts are drawn by torch's generator: those of a validation must not shift those of training."""
+
+    class Validated(world.World):
+        def val_dataloader(self) -> DataLoader:
+            return DataLoader(self.train, batch_size=8, collate_fn=collate, generator=torch.Generator())
+
+    def module() -> VolumeModule:
+        torch.manual_seed(0)
+        encoder = vol3d.encoders.create("vit3d-tiny", embed_dim=48, depth=1, num_heads=2, patch_size=(4, 4, 2))
+        return VolumeModule(encoder, {"masks": partial(PromptSegmentation, dim=16, depth=1, num_heads=2, pixel_dim=4)})
+
+    samples = [world.study(number) for number in range(16)]
+    _, alone = fit(4, tmp_path, module(), world.World(samples))
+    trained, between = fit(4, tmp_path, module(), Validated(samples), val_check_interval=1)
+    assert between == alone
+    runs = [world.trainer(1, tmp_path).validate(trained, Validated(samples), verbose=False)[0] for _ in range(2)]
+    assert runs[0] == runs[1]
+    assert runs[0]["val/masks_loss"] > 0
 
 
 def test_gradient_accumulation_equals_the_large_batch(tmp_path: Path) -> None:

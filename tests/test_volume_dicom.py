@@ -254,6 +254,15 @@ def test_mr_series(tmp_path: Path) -> None:
         read(folder, modality="CT")
 
 
+def test_an_mr_has_a_unit_of_its_own(tmp_path: Path) -> None:
+    """Philips writes RescaleType "normalized" into its MR, and enhanced MR must have one."""
+    slices = dicom_series(HU, SOPClassUID="1.2.840.10008.5.1.4.1.1.4", Modality="MR", RescaleType="normalized")
+    folder = save_dicom(tmp_path, slices)
+    np.testing.assert_array_equal(read(folder, modality="MR")[0].numpy(), RAS)
+    with pytest.raises(ValueError, match='its Modality is MR, not CT: pass modality="MR"'):
+        read(folder)
+
+
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian])
 def test_uncompressed_syntaxes(syntax: str, tmp_path: Path) -> None:
     slices = dicom_series(HU)

@@ -458,6 +458,35 @@ def test_resample_is_nearest_by_label() -> None:
         assert out[0][tuple(index)] == (labels[0][tuple(at)] if inside else 0)
 
 
+@pytest.mark.parametrize("flips", list(itertools.product([False, True], repeat=3)))
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_resample_gives_the_same_voxels_laid_another_way(flips: tuple, order: tuple) -> None:
+    """As other readers leave a file in its own order; not a face may be lost to rounding."""
+    rng = np.random.default_rng(3)
+    for _ in range(4):
+        affine = np.diag([*rng.uniform(0.5, 3, 3).round(3), 1.0])
+        affine[:3, 3] = rng.uniform(-200, 200, 3).round(2)
+        image = tensor(smooth((11, 14, 15)) + 1000, affine)
+        turned = Geometry.of(image).turned(order, flips)
+        axes = [axis + 1 for axis, flip in enumerate(flips) if flip]
+        values = image.as_tensor().permute(0, *(axis + 1 for axis in order)).flip(axes)
+        turned_image = MetaTensor(values, affine=torch.tensor(turned.affine))
+        back = resample(turned_image, like=image)
+        torch.testing.assert_close(back.as_tensor(), image.as_tensor(), atol=0.01, rtol=0)
+        larger = tensor(np.zeros((13, 16, 17), np.float32), affine)
+        larger.affine[:3, 3] -= 0.25 * larger.affine[:3, :3].sum(1)  # off the voxels and beyond them
+        one, other = (resample(part, like=larger) for part in (image, turned_image))
+        torch.testing.assert_close(other.as_tensor(), one.as_tensor(), atol=0.01, rtol=0)
+
+
+def test_beyond_an_image_that_is_no_ct_lies_its_lowest_value() -> None:
+    image = tensor(smooth((8, 8, 8)) + 1100, np.eye(4))
+    like = tensor(np.zeros((16, 8, 8), np.float32), np.eye(4))
+    assert float(resample(image, like=like)[0, -1].max()) == -1024
+    image.meta["modality"] = "PT"
+    assert float(resample(image, like=like)[0, -1].max()) == float(image.min()) > 0
+
+
 def test_mask_elsewhere() -> None:
     far = oblique()
     far[0, 3] += 500

@@ -192,9 +192,22 @@ def _by_transformers(
         pad_token_id=language.tokenizer.pad_token_id,
         eos_token_id=language.stop_ids,
         **extra,
-        **{"do_sample": False, **options},
+        **{"do_sample": False, **_own_penalty(options)},
     )
     return [_until_end(row, language.stop_ids) for row in ids.tolist()]
+
+
+def _own_penalty(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with a repetition_penalty as a processor of ours: transformers' own spares as many of a row's first
+    new tokens as padding stands before its prompt."""
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    others = {name: value for name, value in options.items() if name != "repetition_penalty"}
+    penalty = float(options.get("repetition_penalty") or 1)
+    if penalty == 1:
+        return others
+    given = others.get("logits_processor") or []
+    return others | {"logits_processor": [RepetitionPenaltyLogitsProcessor(penalty), *given]}
 
 
 def pieces(language: LanguageModel, steps: Iterator[Tensor], stop: Sequence[str] = ()) -> Iterator[str]:

@@ -211,11 +211,25 @@ class VolumeLM(nn.Module):
 
     def _write(self, visual: Visual, prompts: Sequence[Prompt], max_new_tokens: int, **options: Any) -> list[str]:
         embeds, attention, positions, input_ids = self._prompts(visual, prompts)
+        room = min(max_new_tokens, self._room(positions, attention))
+        rooms = (self._language().max_length - 1 - positions[:, -1]).clamp_max(max_new_tokens).tolist()
+        if len(set(rooms)) > 1:
+            return self._write_apart(visual, prompts, rooms, **options)
         if visual.kept is not None:
             options["position_ids"] = positions
-        room = min(max_new_tokens, self._room(positions, attention))
         with self._injecting(visual, input_ids):
             return self._language().generate(embeds, attention, max_new_tokens=room, **options)
+
+    def _write_apart(self, visual: Visual, prompts: Sequence[Prompt], rooms: list[int], **options: Any) -> list[str]:
+        """Those with as much room together: a long prompt shall not cut short what its neighbours say."""
+        owned = split(range(len(visual.volumes)), [num_volumes(prompt) for prompt in prompts])
+        found: dict[int, list[str]] = {}
+        for room in dict.fromkeys(rooms):
+            rows = [row for row, own in enumerate(rooms) if own == room]
+            part = visual.in_order([volume for row in rows for volume in owned[row]])
+            texts = self._write(part, [prompts[row] for row in rows], room, **options)
+            found |= dict(zip(rows, split(texts, [len(texts) // len(rows)] * len(rows)), strict=True))
+        return [text for row in range(len(prompts)) for text in found[row]]
 
     @torch.no_grad()
     def stream(

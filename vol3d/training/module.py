@@ -197,11 +197,13 @@ class VolumeModule(lightning.LightningModule):
 
     def _evaluate(self, batch: Batch, index: int, phase: str, loader: DataLoader[Any]) -> None:
         """A batch's losses for the means over all studies of all processes. A study that only fills up the last batch
-        is left out; a batch of nothing else runs all the same, since divided weights are gathered together."""
+        is left out; a batch of nothing else runs all the same, since divided weights are gathered together. What tasks
+        draw is the same each time, so that epochs can be compared, and training draws on as if nothing had been."""
         rows = first_visits(batch, index, loader)
-        self._losses(
-            batch.select(rows) if 0 < len(rows) < len(batch) else batch, list(self.tasks), phase if rows else None
-        )
+        shown = batch.select(rows) if 0 < len(rows) < len(batch) else batch
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(index)
+            self._losses(shown, list(self.tasks), phase if rows else None)
 
     def on_validation_epoch_end(self) -> None:
         self._log_means()

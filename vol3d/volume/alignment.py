@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vol3d.types import Triple
-from vol3d.volume.geometry import Geometry
+from vol3d.volume.geometry import Geometry, canonical_turn, turn
 from vol3d.volume.label_maps import resample_nearest
 from vol3d.volume.loaded import AIR
 from vol3d.volume.resampling import Axis, resample_dense
@@ -26,7 +26,8 @@ _SAME = 0.02
 def resample(mask: MetaTensor, *, like: MetaTensor) -> MetaTensor:
     """A label map (1, x, y, z), or an image, on the grid of `like`.
 
-    Integers: each voxel takes the label of the nearest voxel of the mask, 0 outside. Floats: trilinear, air outside.
+    Integers: each voxel takes the label of the nearest voxel of the mask, 0 outside. Floats: trilinear; outside lies
+    air, or the lowest value of an image that `.meta["modality"]` says is no CT.
 
     Raises:
         ValueError: the two lie in different places (both grids named).
@@ -35,7 +36,10 @@ def resample(mask: MetaTensor, *, like: MetaTensor) -> MetaTensor:
     check_overlap(own, target)
     if own.is_close(target):
         return meta_tensor(mask.as_tensor().clone(), target, mask.meta)
-    out = torch.stack([carry(channel, own, target, outside=AIR) for channel in mask.as_tensor().numpy()])
+    values = mask.as_tensor().numpy()
+    # −1024 is air in HU only.
+    outside = AIR if mask.meta.get("modality") in (None, "CT") else float(values.min())
+    out = torch.stack([carry(channel, own, target, outside=outside) for channel in values])
     return meta_tensor(out, target, mask.meta)
 
 
@@ -52,7 +56,11 @@ def check_same_grid(mask: MetaTensor, image: MetaTensor) -> None:
 
 def carry(array: NDArray[Any], own: Geometry, target: Geometry, *, outside: float | int = 0) -> Tensor:
     """`array` (x, y, z) from its grid to any other: nearest for integers, trilinear for floats."""
-    matrix = np.linalg.inv(own.affine) @ target.affine
+    # Turned first, so that it lies along the target: the same voxels in another order give the same result.
+    order, flips = canonical_turn(np.linalg.inv(target.affine) @ own.affine)
+    array, own = turn(array, order, flips), own.turned(order, flips)
+    # Rounded: a last bit too low would put a whole face of the array outside.
+    matrix = np.round(np.linalg.inv(own.affine) @ target.affine, 9)
     axes = _parallel(matrix, own.shape, target.shape)
     if array.dtype.kind != "f":
         labels = array.astype(np.int16)

@@ -24,7 +24,7 @@ round positions to 0.1 mm. A missing slice is at least half a step."""
 
 @dataclass(frozen=True)
 class Slice:
-    """One frame: where it lies (LPS mm) and what turns its stored values into HU."""
+    """One frame: where it lies (LPS mm) and what turns its stored values into HU, or another `unit`."""
 
     name: str
     frame: int
@@ -35,13 +35,14 @@ class Slice:
     slope: float
     intercept: float
     padding: tuple[float, float] | None
+    unit: str
 
     @classmethod
     def of(cls, frame: Dataset, index: int, name: str) -> Slice:
         """The slice that a (flattened) header describes.
 
         Raises:
-            ValueError: position, orientation or pixel spacing is missing or absurd, colour, or not HU.
+            ValueError: position, orientation or pixel spacing is missing or absurd, or colour.
         """
         try:
             return cls._of(frame, index, name)
@@ -74,14 +75,11 @@ class Slice:
         size = int(frame.get("Columns") or 0), int(frame.get("Rows") or 0)
         if min(size) < 1 or size[0] * size[1] > 2**27:
             raise ValueError(f"{name}: header claims {size[0]}×{size[1]} pixels a slice")
-        kind = str(frame.get("RescaleType") or "HU").upper()
-        if kind not in ("HU", "US"):
-            raise ValueError(f"{name}: values are {kind!r}, not HU (RescaleType); choose the HU series")
         slope = _number(frame, "RescaleSlope", 1.0)
         if slope == 0:
             raise ValueError(f"{name}: RescaleSlope 0: every voxel would be the same; get the original series")
-        return cls(name, index, position, orientation, spacing, size, slope,
-                   _number(frame, "RescaleIntercept", 0.0), _padding(frame))  # fmt: skip
+        return cls(name, index, position, orientation, spacing, size, slope, _number(frame, "RescaleIntercept", 0.0),
+                   _padding(frame), str(frame.get("RescaleType") or "HU").upper())  # fmt: skip
 
     def hu(self, stored: NDArray[Any], *, ct: bool) -> NDArray[np.float32]:
         """Stored pixels (row, column) → HU, the scanner's padding → air."""
@@ -104,6 +102,8 @@ def stack(
     Args:
         pixels: file name → stored values (frame, row, column).
     """
+    if modality == "CT":
+        _check_unit(slices)
     _check_alike(slices, path)
     first = slices[0]
     normal = np.cross(first.orientation[:3], first.orientation[3:])
@@ -151,6 +151,13 @@ def _padding(frame: Dataset) -> tuple[float, float] | None:
     limit = frame.get("PixelPaddingRangeLimit")
     ends = sorted([float(value), float(value if limit in (None, "") else limit)])
     return ends[0], ends[1]
+
+
+def _check_unit(slices: list[Slice]) -> None:
+    """Refuses a CT of other values than HU; an MR or PET image has a unit of its own ("normalized", "BQML")."""
+    for one in slices:
+        if one.unit not in ("HU", "US"):
+            raise ValueError(f"{one.name}: values are {one.unit!r}, not HU (RescaleType); choose the HU series")
 
 
 def _check_alike(slices: list[Slice], path: Path) -> None:
