@@ -353,6 +353,15 @@ def test_wrong_folder_is_told(tmp_path: Path) -> None:
         Manifest.from_merlin(tmp_path)
 
 
+def test_excel_with_two_columns_of_one_name_and_with_empty_rows(tmp_path: Path) -> None:
+    excel(tmp_path / "a.xlsx", ["study", "report", "report"], ["a", "Effusion.", ""])
+    with pytest.raises(ValueError, match=r"a\.xlsx: columns 2 and 3 are both named 'report': rename or remove one"):
+        Manifest.from_csv(tmp_path / "a.xlsx", {"study": "study", "image": "report"})
+    image = str(nifti(tmp_path / "ct.nii.gz"))
+    excel(tmp_path / "b.xlsx", ["study", "image"], ["a", image], ["", ""])
+    assert len(Manifest.from_csv(tmp_path / "b.xlsx", {"study": "study", "image": "image"})) == 1
+
+
 def test_file_that_is_no_excel(tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"a\.xlsx is not an \.xlsx file"):

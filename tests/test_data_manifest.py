@@ -95,6 +95,30 @@ def test_csv_of_a_spreadsheet(folder: Path) -> None:
     assert (study.codes, study.meta) == (["J90"], {})
 
 
+def test_csv_with_what_excel_leaves_around_a_table(folder: Path) -> None:
+    path = folder / "data.csv"
+    path.write_bytes(
+        b'sep=;\r\nstudy;image;report;\r\na;ct/a.nii.gz;"Clear; no\r\nnodule.";;\r\n;;;\r\nb;ct/b.nii.gz\r\n;;\r\n'
+    )
+    first, second = Manifest.read(path)
+    assert (first.report, second.study, second.report) == ("Clear; no\r\nnodule.", "b", None)
+    path.write_bytes(b"study;image;split\r\n;;\r\na;ct/a.nii.gz;Train\r\n")
+    with pytest.raises(ValueError, match=r"row 3 \(study 'a'\), field 'split'"):
+        Manifest.read(path)
+
+
+@pytest.mark.parametrize("rows", ["a,Effusion.,ct/a.nii.gz,\n", "a,,ct/a.nii.gz,Effusion.\n"])
+def test_a_column_that_would_hide_another_is_refused(folder: Path, rows: str) -> None:
+    """The second `report`, often the empty one that a merge of two tables leaves, replaced the first."""
+    path = folder / "data.csv"
+    path.write_text("study,report,image,report\n" + rows)
+    told = r"data\.csv: columns 2 and 4 are both named 'report': rename or remove one"
+    with pytest.raises(ValueError, match=told):
+        Manifest.read(path)
+    with pytest.raises(ValueError, match=told):
+        Manifest.from_csv(path, {"study": "study", "image": "image", "report": "report"})
+
+
 def test_report_and_sections_stand_in_for_each_other(folder: Path) -> None:
     joined = Study("a", Path("a.nii.gz"), findings="Clear lungs.", impression="Normal.")
     assert joined.report == "FINDINGS:\nClear lungs.\n\nIMPRESSION:\nNormal."

@@ -165,6 +165,8 @@ def test_an_index_refuses_another_model_and_an_image_that_is_not_there(data: Pat
     embed(folder, data, tmp_path / "index")
     with pytest.raises(ValueError, match=r"nowhere.nii.gz: no such file"):
         search(tmp_path / "index", "nowhere.nii.gz")
+    with pytest.raises(ValueError, match="the query is empty: give a volume's path, or words"):
+        search(tmp_path / "index", "")  # as a path, the folder one stands in
     model(tmp_path / "model", seed=1)
     with pytest.raises(ValueError, match=r"has other weights than .*index was made with: run `vol3d embed` again"):
         search(tmp_path / "index", "ascites")

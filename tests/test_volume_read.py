@@ -118,6 +118,7 @@ def test_padding_becomes_air(tmp_path: Path) -> None:
         (lambda hu: np.where(hu < -500, -2000, hu + 1024), r"no air"),  # the same, with padding
         (lambda hu: hu - 1024, r"no soft tissue, so this is not HU \(rescale slope or intercept applied twice"),
         (lambda hu: np.abs(hu) / 100, r"no air"),  # PET in SUV
+        (lambda hu: (hu + 1024) / 4096, r"values from 0\.00 to 0\.\d\d,"),  # normalised by somebody: both numbers told
     ],
 )
 def test_values_that_cannot_be_hu(change, message: str, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree.ElementTree import Element, iterparse
 
+from vol3d.data.formats import check_header
+
 _MAX_BYTES = 2 * 10**9
 _NAME = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 
@@ -16,7 +18,7 @@ def read_excel(path: Path) -> Iterator[dict[str, str | None]]:
     """One dict a row, keyed by the first row; an empty cell is None.
 
     Raises:
-        ValueError: not an .xlsx file, or one that unpacks to more than 2 GB.
+        ValueError: not an .xlsx file, one that unpacks to more than 2 GB, or two columns of one name.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -29,6 +31,7 @@ def read_excel(path: Path) -> Iterator[dict[str, str | None]]:
             for cells in _rows(archive, sheet, shared):
                 if not header:
                     header = {column: text for column, text in cells.items() if text}
+                    check_header(path.name, [header.get(column, "") for column in range(max(header, default=-1) + 1)])
                 else:
                     yield {name: cells.get(column) for column, name in header.items()}
     except (zipfile.BadZipFile, KeyError) as error:

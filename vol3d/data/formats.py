@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -41,19 +42,45 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def csv_cells(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Rows whose cells are text as they stand there; a row with too many is told, not cut."""
+    """Rows whose cells are text as they stand there, those of empty cells left out; one with too many is told, not cut.
+
+    Raises:
+        ValueError: two columns of one name.
+    """
     with open_table(path) as (file, delimiter), _long_cells():
-        mark = {",": "comma", ";": "semicolon", "\t": "tab"}[delimiter]
-        for number, cells in enumerate(csv.DictReader(file, delimiter=delimiter), start=2):
-            if None in cells:
+        mark = {",": "comma", ";": "semicolon", "\t": "tab"}.get(delimiter, delimiter)
+        rows = csv.reader(file, delimiter=delimiter)
+        header = next(rows, [])
+        check_header(path.name, header)
+        for number, cells in enumerate(rows, start=2):
+            if any(cells[len(header) :]):
                 yield number, f"has more cells than the header has names: quote cells that hold a {mark}"
-            else:
-                yield number, cells
+            elif any(cells):
+                yield number, dict.fromkeys(header) | dict(zip(header, cells, strict=False))
+
+
+def check_header(name: str, header: Sequence[str]) -> None:
+    """Refuses a table of which one column would hide another of its name.
+
+    Raises:
+        ValueError: naming both columns, counted from 1.
+    """
+    first: dict[str, int] = {}
+    for number, column in enumerate(header, start=1):
+        if column and first.setdefault(column, number) != number:
+            raise ValueError(
+                f"{name}: columns {first[column]} and {number} are both named {column!r}: rename or remove one"
+            )
+
+
+_DECLARED = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
+"""What Excel takes a first line for that is none of the table's."""
 
 
 @contextmanager
 def open_table(path: Path) -> Iterator[tuple[TextIO, str]]:
-    """The text of a .csv or .tsv, and what parts its cells: comma, semicolon (Excel in much of Europe) or tab.
+    """The text of a .csv or .tsv from its header on, and what parts its cells: comma, semicolon (Excel in much of
+    Europe) or tab, or what a first line "sep=;" says.
 
     Raises:
         ValueError: the text is not UTF-8.
@@ -61,8 +88,11 @@ def open_table(path: Path) -> Iterator[tuple[TextIO, str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()
-            file.seek(0)
-            yield file, "\t" if path.suffix == ".tsv" else max(",;\t", key=header.count)
+            if declared := _DECLARED.fullmatch(header):
+                yield file, declared[1]
+            else:
+                file.seek(0)
+                yield file, "\t" if path.suffix == ".tsv" else max(",;\t", key=header.count)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path.name} is not UTF-8: save it as UTF-8 (in Excel: CSV UTF-8)") from error
 

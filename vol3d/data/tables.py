@@ -46,8 +46,8 @@ def table(path: Path) -> Iterator[Row]:
 
 
 def numbered(path: Path) -> Iterator[tuple[int, Row | str]]:
-    """Each row's number as an editor shows it, and the row, or what is wrong with it."""
+    """The rows that hold anything: each one's number as an editor shows it, and the row, or what is wrong with it."""
     if path.suffix == ".xlsx":
-        yield from enumerate(read_excel(path), start=2)
+        yield from ((number, row) for number, row in enumerate(read_excel(path), start=2) if any(row.values()))
         return
     yield from csv_cells(path)

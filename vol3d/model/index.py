@@ -189,7 +189,8 @@ def search(folder: str | Path, query: str | Path, k: int = 10, *, device: str = 
         folder: what `embed` wrote. query: a volume's path, or a text. device: where the model runs, as `load` has it.
 
     Raises:
-        ValueError: an image that is not there, or a model that is gone or has other weights than it had then.
+        ValueError: an empty query, an image that is not there, or a model that is gone or has other weights than it
+            had then.
     """
     from vol3d.model.inference import load
 
@@ -211,6 +212,8 @@ def search(folder: str | Path, query: str | Path, k: int = 10, *, device: str = 
 
 
 def _is_image(query: str | Path) -> bool:
+    if isinstance(query, str) and not query.strip():
+        raise ValueError("the query is empty: give a volume's path, or words to search for")
     if len(str(query)) < 1024 and Path(query).exists():
         return True
     if isinstance(query, Path) or query.lower().endswith(_IMAGE_ENDINGS):

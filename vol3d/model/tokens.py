@@ -93,7 +93,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
     corpus = [text for text in texts if text]
     if not corpus:
-        raise ValueError("no reports to train a tokenizer on: the training split has 0 rows with a report")
+        raise ValueError(
+            "no reports to train a tokenizer on: the training split has 0 rows with a report; give it some, or "
+            "take a trained model, which knows its own words, to these studies: --model.base RUN/model in place of "
+            "--ckpt_path"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -33,7 +33,10 @@ EXAMPLES = {
     "fit": {"epilog": "example: vol3d fit --config quickstart.yaml --data.manifest phantoms/manifest.jsonl"},
     "validate": {"epilog": "example: vol3d validate --config runs/quickstart/recipe.yaml --ckpt_path last"},
     "test": {"epilog": "example: vol3d test --config runs/quickstart/recipe.yaml --ckpt_path last"},
-    "predict": {"epilog": "example: vol3d predict --config runs/quickstart/recipe.yaml --ckpt_path last"},
+    "predict": {
+        "epilog": "example: vol3d predict --config runs/quickstart/recipe.yaml --ckpt_path last; of other studies: "
+        "--model.base runs/quickstart/model --data.manifest other.jsonl"
+    },
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -86,8 +87,8 @@ class VolumeModule(lightning.LightningModule):
         self.means = Means()
         self.model: VolumeLM | None = None
         self.stage: str | None = None
-        self.unlabelled = 0
-        """Batches of this pass in which no task of the present stage found a label."""
+        self.unlabelled: int | None = 0
+        """Batches of the present stage, all without a label for its tasks; None once one had some."""
         self._chances: dict[str, Tensor] | None = None
 
     # --- building -------------------------------------------------------------------------------------------
@@ -166,27 +167,33 @@ class VolumeModule(lightning.LightningModule):
             # The next one takes its place where no process has its labels, so that all of them run the same task.
             if one and any_rank(loss is not None, self.device):
                 break
-        self.unlabelled += loss is None
+        self.unlabelled = None if self.unlabelled is None or loss is not None else self.unlabelled + 1
         if self._trainer is not None and index + 1 == self.trainer.num_training_batches:
             self._check_labelled(batch, names)
-            self.unlabelled = 0
         if loss is not None:
             return loss
         # Not None, which Lightning refuses under DDP, where another process may have labels.
         return sum(0.0 * parameter.sum() for parameter in self.parameters() if parameter.requires_grad)
 
     def _check_labelled(self, batch: Batch, names: Sequence[str]) -> None:
-        """Rows may carry any mixture of labels, but some of a pass must carry one.
+        """Rows may carry any mixture of labels, but some must carry one.
 
         Raises:
-            ValueError: a whole pass over the data found none, in no process.
+            ValueError: a stage found none, in no process, in so many passes that only once in a hundred times all of
+                them would have left out a study that has one: what does not fill a batch is left out, each time
+                another.
         """
-        if not any_rank(self.unlabelled < self.trainer.num_training_batches, self.device):
+        batches, loader = self.trainer.num_training_batches, self.trainer.train_dataloader
+        visited = batches * (getattr(loader, "batch_size", None) or len(batch)) * self.trainer.world_size
+        dataset = getattr(loader, "dataset", ())
+        left = 1 - visited / max(visited, len(dataset) if hasattr(dataset, "__len__") else 0)
+        passes = math.ceil(math.log(0.01) / math.log(left)) if left else 1
+        if not any_rank(self.unlabelled is None or self.unlabelled < passes * batches, self.device):
             studies = [study.study for study in batch.studies]
             raise ValueError(
                 f"no task of stage {self.stage!r} ({', '.join(names)}) found a label in all {self.unlabelled} batches "
-                f"of a pass, {studies} the last: give the manifest the labels these tasks learn from, or leave the "
-                "task out"
+                f"of {'a pass' if passes == 1 else f'{passes} passes'}, {studies} the last: give the manifest the "
+                "labels these tasks learn from, or leave the task out"
             )
 
     def validation_step(self, batch: Batch, index: int) -> None:
@@ -277,9 +284,6 @@ class VolumeModule(lightning.LightningModule):
 
     # --- stages and optimizer -------------------------------------------------------------------------------
 
-    def on_train_epoch_start(self) -> None:
-        self.unlabelled = 0
-
     def on_train_batch_start(self, batch: Batch, index: int) -> int | None:
         name = self.schedule.name(self.global_step)
         if self.stages[name].data != getattr(self.trainer.datamodule, "reading", None):
@@ -355,7 +359,8 @@ class VolumeModule(lightning.LightningModule):
         if own != saved:
             raise ValueError(
                 f"the checkpoint's tokenizer has {len(saved)} tokens, this run's {len(own)}, and they differ: the "
-                "training reports have changed since; resume with the manifest the run was started with"
+                "training reports have changed since; resume with the manifest the run was started with, or take its "
+                "model, which knows its own words, to other studies: --model.base RUN/model in place of --ckpt_path"
             )
 
 

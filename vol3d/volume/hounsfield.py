@@ -38,7 +38,8 @@ def check_hounsfield(loaded: Loaded, sample: NDArray[np.generic]) -> None:
     if kept.size and air and tissue >= 1e-3:
         return
     low, high = (float(v) for v in np.percentile(values, (0.1, 99.9)))
-    found = f"{loaded.path}: values from {low:.0f} to {high:.0f}"
+    digits = 0 if high - low >= 10 else 2
+    found = f"{loaded.path}: values from {low:.{digits}f} to {high:.{digits}f}"
     if not air:
         raise ValueError(
             f"{found}, {100 * gas:.2f} % below −200: no air, so this is not HU (MR or PET? rescale intercept not "
