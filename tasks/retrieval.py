@@ -17,7 +17,7 @@ from vol3d.model.text_encoder import language_text, language_volume, text_encode
 from vol3d.model.volume_lm import VolumeLM
 from vol3d.text.parser import parse_findings
 from vol3d.text.sections import MERLIN_ORGANS, split_organs
-from vol3d.training.contrastive import any_rank, in_chunks, infonce, siglip
+from vol3d.training.contrastive import any_rank, at_most, in_chunks, infonce, siglip
 
 OTHER_POOLS = (32, 64, 128, 500, 1000, 2000)
 """Merlin's and M3D-Bench's pools, scored beside those of 100."""
@@ -111,8 +111,8 @@ class Retrieval(Task):
 
     @property
     def scale(self) -> Tensor:
-        """1 / temperature; `loss` keeps it at 100 or below."""
-        return self.log_scale.exp()
+        """1 / temperature, 100 at most."""
+        return at_most(self.log_scale, math.log(100)).exp()
 
     # --- learning -------------------------------------------------------------------------------------------
 
@@ -134,8 +134,6 @@ class Retrieval(Task):
         said = list(dict.fromkeys(text for parts in texts for text in parts.values()))
         if not any_rank(len(said), volumes[0].device):
             return TaskOutput(None, 0)
-        with torch.no_grad():  # beyond the limit a clamp has no gradient: nothing would bring the scale back
-            self.log_scale.clamp_(max=math.log(100))
         number = {text: place for place, text in enumerate(said)}
         vectors = self.embed_text(model, said) if said else volumes[0][:0]
         losses = []

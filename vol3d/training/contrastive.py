@@ -182,6 +182,27 @@ def any_rank(count: int, device: torch.device) -> bool:
     return int(total) > 0
 
 
+class _AtMost(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, limit: float) -> Tensor:
+        ctx.save_for_backward(value > limit)
+        return value.clamp(max=limit)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (beyond,) = ctx.saved_tensors
+        return torch.where(beyond, grad.clamp(min=0), grad), None
+
+
+def at_most(value: Tensor, limit: float) -> Tensor:
+    """`value`, or `limit` where that is less; descent may still lower what lies beyond it, and raises it no further.
+
+    A plain clamp has no gradient beyond its limit, so nothing would bring a value back; a clamp of the parameter itself
+    reaches only a gathered copy where weights are divided (FSDP2, ZeRO).
+    """
+    return _AtMost.apply(value, limit)
+
+
 # --- towers in chunks ---------------------------------------------------------------------------------------
 
 
