@@ -49,6 +49,7 @@ class Grounding(Task):
     """
 
     kind = "grounding"
+    writes = ("boxes", "box_names")
     uses = frozenset({"scales"})
 
     def __init__(

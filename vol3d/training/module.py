@@ -15,7 +15,7 @@ from vol3d.data.batch import Batch
 from vol3d.model.adapters import parameter_table, recompute_frozen
 from vol3d.model.cross_entropy import is_sharded
 from vol3d.model.fine_tuning import Base
-from vol3d.model.interfaces import Encoder, Features, Projector, Task
+from vol3d.model.interfaces import Encoder, Features, Projector, Task, check_fields
 from vol3d.model.language import LanguageModel, LanguageSource
 from vol3d.model.volume_lm import VolumeLM
 from vol3d.training.contrastive import any_rank
@@ -52,7 +52,8 @@ class VolumeModule(lightning.LightningModule):
         feature_cache_gb: memory for the features of a frozen encoder; 0 encodes every time.
 
     Raises:
-        ValueError: no task, a stage that names an unknown task, or stages that do not fit the trainer's steps.
+        ValueError: no task, a stage that names an unknown task, stages that do not fit the trainer's steps, or, once
+            the model is built, two tasks that predict the same field (`Retrieval` and `ZeroShot`).
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class VolumeModule(lightning.LightningModule):
         self.model = VolumeLM(self.encoder, self.projector_factory, language)
         self.tasks = nn.ModuleDict({name: build(self.model) for name, build in self.task_factories.items()})
         if base is not None:
+        check_fields(dict(self.tasks.items()))
             base.give(self.model, dict(self.tasks.items()))
         # The model owns the parts from here on; two names for one weight would be saved twice.
         del self.encoder
