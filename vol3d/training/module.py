@@ -18,6 +18,7 @@ from vol3d.model.fine_tuning import Base
 from vol3d.model.interfaces import Encoder, Features, Projector, Task, check_fields
 from vol3d.model.language import LanguageModel, LanguageSource
 from vol3d.model.volume_lm import VolumeLM
+from vol3d.training.chances import Chances, chances, draw_apart, set_chances
 from vol3d.training.contrastive import any_rank
 from vol3d.training.features import FeatureCache
 from vol3d.training.lockstep import Lent, lend
@@ -89,7 +90,7 @@ class VolumeModule(lightning.LightningModule):
         self.stage: str | None = None
         self.unlabelled = 0
         """Batches of this pass in which no task of the present stage found a label."""
-        self._chances: dict[str, Tensor] | None = None
+        self._chances: list[Chances] | None = None
 
     # --- building -------------------------------------------------------------------------------------------
 
@@ -275,6 +276,9 @@ class VolumeModule(lightning.LightningModule):
     # --- stages and optimizer -------------------------------------------------------------------------------
 
     def on_train_epoch_start(self) -> None:
+    def on_train_start(self) -> None:
+        draw_apart()
+
         self.unlabelled = 0
 
     def on_train_batch_start(self, batch: Batch, index: int) -> int | None:
@@ -282,7 +286,7 @@ class VolumeModule(lightning.LightningModule):
         if self.stages[name].data != getattr(self.trainer.datamodule, "reading", None):
             return -1  # ends the epoch; the next one reads this stage's manifest
         if self._chances is not None:
-            _set_chances(self._chances)
+            set_chances(self._chances)
             self._chances = None
         if name != self.stage:
             self.enter(name)
@@ -339,12 +343,13 @@ class VolumeModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Tasks draw prompts, dropout draws masks: a resumed run must draw as the whole one would have.
-        checkpoint["chances"] = _chances()
+        checkpoint["chances"] = chances()
         if self.model.language is not None:
             checkpoint["vocabulary"] = self.model.language.tokenizer.get_vocab()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._chances = checkpoint.get("chances")
+        saved = checkpoint.get("chances")
+        self._chances = [saved] if isinstance(saved, dict) else saved  # a checkpoint of before has the first process's
         saved = checkpoint.get("vocabulary")
         if saved is None or self.model is None or self.model.language is None:
             return
@@ -354,15 +359,3 @@ class VolumeModule(lightning.LightningModule):
                 f"the checkpoint's tokenizer has {len(saved)} tokens, this run's {len(own)}, and they differ: the "
                 "training reports have changed since; resume with the manifest the run was started with"
             )
-
-
-def _chances() -> dict[str, Tensor]:
-    """The state of torch's generators."""
-    states = {"cpu": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
-
-
-def _set_chances(states: dict[str, Tensor]) -> None:
-    torch.set_rng_state(states["cpu"].cpu())
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"].cpu())
