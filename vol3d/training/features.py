@@ -83,13 +83,14 @@ class FeatureCache:
         return _join(rows, batch.image.device)
 
     def _keep(self, study: str, features: Features) -> None:
-        size = _size(features)
+        size = size_of(features)
         if size <= self.room:
             self.room -= size
             self.kept[study] = features
 
 
-def _size(features: Features) -> int:
+def size_of(features: Features) -> int:
+    """Bytes of the tokens."""
     return features.tokens.numel() * features.tokens.element_size()
 
 

@@ -104,8 +104,8 @@ class VolumeModule(lightning.LightningModule):
             language = self.build_language(self._training_texts(), base)
         self.model = VolumeLM(self.encoder, self.projector_factory, language)
         self.tasks = nn.ModuleDict({name: build(self.model) for name, build in self.task_factories.items()})
-        if base is not None:
         check_fields(dict(self.tasks.items()))
+        if base is not None:
             base.give(self.model, dict(self.tasks.items()))
         # The model owns the parts from here on; two names for one weight would be saved twice.
         del self.encoder
@@ -135,9 +135,10 @@ class VolumeModule(lightning.LightningModule):
 
     def features(self, batch: Batch) -> Features:
         """The batch's features, from memory while the encoder is frozen."""
-        return self.feature_cache(batch, self.encode) if self._may_keep(batch) else self.encode(batch)
+        return self.feature_cache(batch, self.encode) if self.may_keep(batch) else self.encode(batch)
 
-    def _may_keep(self, batch: Batch) -> bool:
+    def may_keep(self, batch: Batch) -> bool:
+        """Whether the present stage keeps the features of this batch's studies."""
         if not self.training or self.stage is None or batch.augmented or self.feature_cache.limit == 0:
             return False
         stage = self.stages[self.stage]
@@ -275,10 +276,10 @@ class VolumeModule(lightning.LightningModule):
 
     # --- stages and optimizer -------------------------------------------------------------------------------
 
-    def on_train_epoch_start(self) -> None:
     def on_train_start(self) -> None:
         draw_apart()
 
+    def on_train_epoch_start(self) -> None:
         self.unlabelled = 0
 
     def on_train_batch_start(self, batch: Batch, index: int) -> int | None:
