@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import lightning
@@ -135,7 +136,11 @@ class VolumeModule(lightning.LightningModule):
 
     def features(self, batch: Batch) -> Features:
         """The batch's features, from memory while the encoder is frozen."""
-        return self.feature_cache(batch, self.encode) if self.may_keep(batch) else self.encode(batch)
+        if not self.may_keep(batch):
+            return self.encode(batch)
+        divided = any(is_sharded(parameter) for parameter in self.model.encoder.parameters())
+        wanted = partial(any_rank, device=self.device) if divided else bool
+        return self.feature_cache(batch, self.encode, wanted=wanted)
 
     def may_keep(self, batch: Batch) -> bool:
         """Whether the present stage keeps the features of this batch's studies."""
