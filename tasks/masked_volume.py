@@ -17,7 +17,7 @@ from vol3d.data.batch import Batch
 from vol3d.data.study import Study
 from vol3d.model.interfaces import Evidence, Features, Task, TaskOutput
 from vol3d.model.volume_lm import VolumeLM
-from vol3d.training.chances import place
+from vol3d.training.contrastive import place
 
 
 class MaskedVolume(Task):

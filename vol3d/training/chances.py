@@ -9,14 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vol3d.training.contrastive import place
+
 Chances = dict[str, Tensor]
 """Device type → state of torch's generator."""
-
-
-def place() -> tuple[int, int]:
-    """Rank and number of processes."""
-    joined = dist.is_available() and dist.is_initialized()
-    return (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
 
 
 def draw_apart() -> None:

@@ -132,8 +132,14 @@ class _OverRanks(torch.autograd.Function):
         return None, *(grad * gradient for gradient in ctx.saved_tensors)
 
 
+def place() -> tuple[int, int]:
+    """Rank and number of ranks."""
+    joined = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
+
+
 def _ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return place()[1]
 
 
 def _counts(tensor: Tensor) -> list[int]:
