@@ -33,6 +33,8 @@ class FindingsThenImpression(ReportGeneration):
     Source: impressions summarised from findings as in Zhang et al. 2018 (arXiv:1809.04698), here beside the volume.
     """
 
+    writes = ("report", "findings", "impression")
+
     def __init__(
         self,
         model: VolumeLM,

@@ -59,6 +59,7 @@ class Grounding(Task):
     """
 
     kind = "grounding"
+    writes = ("boxes", "box_names")
     uses = frozenset({"scales"})
 
     def __init__(

@@ -17,6 +17,7 @@ from vol3d.data.batch import Batch
 from vol3d.data.study import Study
 from vol3d.model.interfaces import Evidence, Features, Task, TaskOutput
 from vol3d.model.volume_lm import VolumeLM
+from vol3d.training.contrastive import place
 
 
 class MaskedVolume(Task):
@@ -70,7 +71,7 @@ class MaskedVolume(Task):
             layers += [nn.Linear(width, width), nn.GELU()]
         self.head = nn.Sequential(*layers, nn.Linear(width, outputs))
         self.fill = nn.Parameter(torch.zeros(encoder.in_channels))
-        # Counts the masks drawn, so that a resumed run goes on with the next one.
+        # Counts the masks each process has drawn, so that a resumed run goes on with the next one.
         self.register_buffer("drawn", torch.zeros((), dtype=torch.int64))
 
     def hidden(self, grid_size: Sequence[int], seeds: Sequence[int]) -> Tensor:
@@ -109,7 +110,8 @@ class MaskedVolume(Task):
         if self.training:
             first = int(self.drawn)
             self.drawn += len(batch)
-            seeds = list(range(first, first + len(batch)))
+            rank, ranks = place()
+            seeds = [number * ranks + rank for number in range(first, first + len(batch))]
         else:
             seeds = _seeds(batch)
         predicted, target, counts = self.fill_in(model, batch, seeds)

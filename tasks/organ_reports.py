@@ -40,6 +40,8 @@ class OrganReports(ReportGeneration):
     Source: Merlin (arXiv:2406.06512) writes thirteen sections, each from its own prompt.
     """
 
+    writes = ("report", "sections")
+
     def __init__(
         self,
         model: VolumeLM,

@@ -56,6 +56,7 @@ class Regions(ZeroShot):
     """
 
     kind = "regions"
+    writes = ("regions",)
 
     def __init__(
         self,

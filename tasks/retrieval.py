@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from vol3d.data.batch import Batch
 from vol3d.data.study import Study
+from vol3d.model.cross_entropy import is_sharded
 from vol3d.model.interfaces import Evidence, Features, Task, TaskOutput
 from vol3d.model.pooling import QueryPool
 from vol3d.model.text_encoder import language_text, language_volume, text_encoder, unit
 from vol3d.model.volume_lm import VolumeLM
 from vol3d.text.parser import parse_findings
 from vol3d.text.sections import MERLIN_ORGANS, split_organs
-from vol3d.training.contrastive import any_rank, in_chunks, infonce, siglip
+from vol3d.training.contrastive import any_rank, at_most, in_chunks, infonce, most_of_ranks, siglip
 
 OTHER_POOLS = (32, 64, 128, 500, 1000, 2000)
 """Merlin's and M3D-Bench's pools, scored beside those of 100."""
@@ -111,8 +112,8 @@ class Retrieval(Task):
 
     @property
     def scale(self) -> Tensor:
-        """1 / temperature; `loss` keeps it at 100 or below."""
-        return self.log_scale.exp()
+        """1 / temperature, 100 at most."""
+        return at_most(self.log_scale, math.log(100)).exp()
 
     # --- learning -------------------------------------------------------------------------------------------
 
@@ -134,10 +135,9 @@ class Retrieval(Task):
         said = list(dict.fromkeys(text for parts in texts for text in parts.values()))
         if not any_rank(len(said), volumes[0].device):
             return TaskOutput(None, 0)
-        with torch.no_grad():  # beyond the limit a clamp has no gradient: nothing would bring the scale back
-            self.log_scale.clamp_(max=math.log(100))
         number = {text: place for place, text in enumerate(said)}
-        vectors = self.embed_text(model, said) if said else volumes[0][:0]
+        read = self._in_step(model, said, volumes[0].device)
+        vectors = self.embed_text(model, read)[: len(said)] if read else volumes[0][:0]
         losses = []
         for part, volume in zip(self.parts, volumes, strict=True):
             rows = [row for row, parts in enumerate(texts) if part in parts]
@@ -146,6 +146,14 @@ class Retrieval(Task):
                 losses.append(self.contrast(volume[rows], vectors[[number[text] for text in own]], own))
         count = sum(bool(parts) for parts in texts)
         return TaskOutput(torch.stack(losses).mean(), count, {"scale": float(self.scale.detach())})
+
+    def _in_step(self, model: VolumeLM, texts: list[str], device: torch.device) -> list[str]:
+        """The texts, filled up where weights are divided: each chunk gathers them, so every rank reads as many."""
+        readers = model.parameters() if self.reads_with_language else self.parameters()
+        if not any(is_sharded(parameter) for parameter in readers):
+            return texts
+        most = most_of_ranks(len(texts) if self.chunk else min(1, len(texts)), device)
+        return texts + [texts[0] if texts else "none"] * (most - len(texts))
 
     def contrast(self, volume: Tensor, vectors: Tensor, texts: Sequence[str]) -> Tensor:
         """The loss between the vectors of volumes and of their texts."""

@@ -47,6 +47,7 @@ class VQA(Task):
     """
 
     kind = "vqa"
+    writes = ("answers",)
     uses = frozenset({"visual"})
 
     def __init__(

@@ -39,6 +39,7 @@ class ZeroShot(Retrieval):
     """
 
     calibrates = True
+    writes = ("retrieval", "zero_shot")
 
     def __init__(
         self,

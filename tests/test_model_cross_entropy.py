@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from datetime import timedelta
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+import two_processes
 from torch import Tensor, nn
 
 from vol3d.model.cross_entropy import linear_cross_entropy
@@ -105,3 +111,25 @@ def test_a_weight_that_is_sharded_is_used_by_its_own_module_alone() -> None:
     loss = linear_cross_entropy(hidden, head, targets)
     torch.testing.assert_close(loss, F.cross_entropy(F.linear(hidden, head.weight), targets))
     assert called
+
+
+def read_in_chunks() -> tuple[int, float, float]:
+    """How often the head of a process runs, forwards and back, its loss and the one without chunks."""
+    dist.init_process_group("gloo", rank=int(os.environ["LOCAL_RANK"]), timeout=timedelta(seconds=60))
+    torch.manual_seed(0)
+    hidden, head, targets = parts(bias=False)
+    head.weight.ds_id = 0
+    runs: list[int] = []
+    head.register_forward_hook(lambda *_: runs.append(1))
+    some = 23 if dist.get_rank() else 7
+    loss = linear_cross_entropy(hidden[:some], head, targets[:some], chunk_mib=0.001)
+    loss.backward()
+    return len(runs), float(loss.detach()), float(F.cross_entropy(hidden[:some] @ head.weight.T, targets[:some]))
+
+
+def test_processes_with_fewer_tokens_gather_a_divided_head_as_often(tmp_path: Path) -> None:
+    """Reports differ in length; the process with the shorter ones would leave the other waiting for the weight."""
+    found = two_processes.together(read_in_chunks, tmp_path)
+    assert [runs for runs, _, _ in found] == [10, 10]
+    for _, loss, wanted in found:
+        assert loss == pytest.approx(wanted, rel=1e-5)

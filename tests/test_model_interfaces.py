@@ -2,11 +2,17 @@
 
 import copy
 import pickle
+from collections.abc import Callable
+from functools import partial
 
+import pytest
 import torch
+import world
 
 import vol3d
-from vol3d.model.interfaces import Features
+from vol3d import tasks
+from vol3d.data.batch import collate
+from vol3d.model.interfaces import Features, Task, check_fields
 
 
 def test_a_part_remembers_its_arguments_and_survives_copying() -> None:
@@ -26,3 +32,71 @@ def test_features_of_some_studies_keep_what_belongs_to_them() -> None:
     torch.testing.assert_close(some.affine, affine[[2, 0]])
     torch.testing.assert_close(some.scales[0], features.scales[0][[2, 0]])
     assert some.visual is None
+
+
+SMALL = {"embed_dim": 16, "queries": 4, "text_encoder": {"embed_dim": 16, "depth": 1, "num_heads": 2}}
+EFFUSIONS = {"findings": world.FINDINGS}
+JUDGED: dict[str, Callable[[vol3d.VolumeLM], Task]] = {
+    "report": partial(tasks.ReportGeneration, max_new_tokens=4),
+    "impression": partial(tasks.ReportGeneration, target="impression", max_new_tokens=4),
+    "organs": partial(tasks.OrganReports, max_new_tokens=4),
+    "steps": partial(tasks.FindingsThenImpression, max_new_tokens=4),
+    "structured": partial(tasks.StructuredReport, max_new_tokens=40),
+    "vqa": tasks.VQA,
+    "retrieval": partial(tasks.Retrieval, **SMALL),
+    "zero_shot": partial(tasks.ZeroShot, **SMALL, **EFFUSIONS),
+    "regions": partial(tasks.Regions, **SMALL, **EFFUSIONS),
+    "codes": partial(tasks.EHRCodes, codes=["J90"], system="icd10cm"),
+    "outcomes": partial(tasks.Outcomes, outcomes=["death"], days=[365]),
+    "segmentation": partial(tasks.PromptSegmentation, dim=16, num_heads=2, pixel_dim=4),
+    "grounding": partial(tasks.Grounding, names=world.FINDINGS, dim=16, num_heads=2),
+    "hidden": tasks.MaskedVolume,
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> vol3d.VolumeLM:
+    module = world.module()
+    module.language = module.language.build(["FINDINGS: There is a left pleural effusion. IMPRESSION: Effusion."])
+    module.configure_model()
+    return module.model.eval()
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_a_task_predicts_the_fields_it_says(name: str, model: vol3d.VolumeLM) -> None:
+    task = JUDGED[name](model).eval()
+    batch = world.World([]).on_after_batch_transfer(collate([world.study(0)]), 0)
+    with torch.no_grad():
+        features = model.encode(batch.image, batch.affine)
+        features.visual = model.project(features)
+        (row,) = task.predict(model, features, batch)
+    assert row.keys() == {*(task.writes or (task.kind,))}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "field"),
+    [
+        ("retrieval", "zero_shot", "retrieval"),
+        ("report", "organs", "report"),
+        ("impression", "steps", "impression"),
+        ("vqa", "vqa", "answers"),
+    ],
+)
+def test_two_tasks_that_predict_the_same_field_are_refused(
+    one: str, other: str, field: str, model: vol3d.VolumeLM
+) -> None:
+    pair = {"first": JUDGED[one](model), "second": JUDGED[other](model)}
+    with pytest.raises(ValueError, match=rf"'first' \(\w+\) and 'second' \(\w+\) both predict '{field}'.*--model.base"):
+        check_fields(pair)
+
+
+def test_a_module_of_such_tasks_is_not_built() -> None:
+    module = world.module()
+    module.language = module.language.build(["A text."])
+    module.task_factories = {"first": tasks.ReportGeneration, "second": tasks.OrganReports}
+    with pytest.raises(ValueError, match=r"'first' .* and 'second' .* both predict 'report'"):
+        module.configure_model()
+
+
+def test_tasks_of_different_fields_stand_together(model: vol3d.VolumeLM) -> None:
+    check_fields({name: JUDGED[name](model) for name in JUDGED.keys() - {"retrieval", "organs", "steps"}})

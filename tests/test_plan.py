@@ -1,6 +1,7 @@
 """The plan's memory is that of the real step, as PyTorch's own profiler counts it."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from vol3d import phantom
 from vol3d.cli import main
 from vol3d.data.batch import collate
 from vol3d.plan import Plan, first_samples, plan
+from vol3d.plan import _Rehearsal as Rehearsal
 from vol3d.training.module import VolumeModule
 from vol3d.training.recipe import RecipeParts
 from vol3d.training.rehearsal import Fakes, rehearse
@@ -94,7 +96,7 @@ def test_studies_that_carry_the_labels_stand_for_the_others(tmp_path: Path) -> N
 
 def test_of_tasks_drawn_by_proportions_the_dearest_counts(tmp_path: Path) -> None:
     recipe = ["--config", "cpu/multitask.yaml", "--data.manifest", str(tmp_path / "none.jsonl")]
-    recipe += ["--model.mixture", "vol3d.training.mixing.Mixture"]
+    recipe += ["--model.mixture", "vol3d.training.mixing.Mixture", "--model.feature_cache_gb", "0"]
 
     def speak(proportions: str) -> int:
         told = plan([*recipe, f"--model.mixture.proportions={{maps: 1, queries: 1, {proportions}}}"], gpu_gb=24)
@@ -105,12 +107,48 @@ def test_of_tasks_drawn_by_proportions_the_dearest_counts(tmp_path: Path) -> Non
     assert speak("codes: 99, report: 1") >= dear
 
 
+def test_of_tasks_drawn_by_proportions_the_mean_time_counts(tmp_path: Path) -> None:
+    """Where nearly all steps are a cheap task's, nearly all of the time is its own."""
+    recipe = ["--config", "cpu/multitask.yaml", "--data.manifest", str(tmp_path / "none.jsonl")]
+    recipe += ["--model.mixture", "vol3d.training.mixing.Mixture", "--model.mixture.proportions={codes: 1}"]
+    asked = Rehearsal(recipe, first_samples(RecipeParts(recipe).datamodule))
+
+    def flops(**proportions: int) -> float:
+        asked.module.mixture.proportions = proportions
+        return asked("speak", 1).flops
+
+    codes, report = flops(codes=1), flops(report=1)
+    assert codes < 0.9 * report
+    assert flops(codes=3, report=1) == pytest.approx(0.75 * codes + 0.25 * report)
+
+
+def test_features_of_a_frozen_encoder_are_counted_up_to_the_limit(tmp_path: Path) -> None:
+    """They lie on the GPU, of every study of the manifest."""
+    manifest = phantom.write(tmp_path, studies=6, seed=0, shape=(64, 64, 32), prevalence=0.5)
+    recipe = ["--config", "quickstart.yaml", "--data.manifest", str(manifest)]
+    asked = Rehearsal(recipe, first_samples(RecipeParts(recipe).datamodule))
+    stages, encoder = asked.module.stages, asked.module.model.encoder
+    (learns,), frozen = [[name for name in stages if ("encoder" in stages[name].train) == it] for it in (True, False)]
+    assert asked(learns, 1).kept == 0
+    foot = asked(frozen[0], 1)
+    tokens = math.prod(encoder.grid_size(tuple(asked.samples[0].hu.shape[1:])))
+    studies = len(asked.data.manifest.split("train"))
+    assert foot.kept in {studies * tokens * encoder.embed_dim * width for width in (2, 4)}
+    assert foot.total == foot.weights + foot.gradients + foot.optimizer + foot.activations + foot.kept
+    asked.module.feature_cache.limit = 1000.0
+    assert asked(frozen[0], 1).kept == 1000
+    asked.module.feature_cache.limit = 0.0
+    assert asked(frozen[0], 1).kept == 0
+    asked.data.source, asked.module.feature_cache.limit = tmp_path / "none.jsonl", 2e9
+    assert asked(frozen[0], 1).kept == 2e9
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["quickstart.yaml", "cpu/prompt_segmentation.yaml"])
 def test_a_recipe_costs_what_is_planned(name: str, tmp_path: Path) -> None:
     """Each stage as it stands, planned without a tensor, then measured in a real step; benchmarks/planner.py does the
     same for every CPU recipe."""
-    recipe = ["--config", name, "--data.manifest", str(tmp_path / "none.jsonl")]
+    recipe = ["--config", name, "--data.manifest", str(tmp_path / "none.jsonl"), "--model.feature_cache_gb", "0"]
     told = plan(recipe, gpu_gb=24)
     measured = peaks(recipe, first_samples(RecipeParts(recipe).datamodule))
     assert {stage.stage: stage.total for stage in told.stages} == pytest.approx(measured, rel=0.15)

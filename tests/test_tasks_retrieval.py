@@ -158,9 +158,25 @@ def test_the_temperature_is_exponentiated_and_kept_at_a_hundred() -> None:
     assert float(task.scale) == pytest.approx(1 / 0.07)
     with torch.no_grad():
         task.log_scale.fill_(9.0)
-    task.loss(model, seen(model, batch), batch).loss.backward()
     assert float(task.scale) == pytest.approx(100)
-    assert task.log_scale.grad is not None, "it can still come down"
+    assert float(task.loss(model, seen(model, batch), batch).log["scale"]) == pytest.approx(100)
+
+
+def test_beyond_a_hundred_the_temperature_is_lowered_and_not_raised() -> None:
+    """Also where the weights are divided and what a step sees is a copy: nothing is written into the parameter."""
+    task = Retrieval(shared(), text_encoder=SMALL, queries=2, embed_dim=16)
+    with torch.no_grad():
+        task.log_scale.fill_(4.5)
+    optimizer = torch.optim.AdamW([task.log_scale], lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)
+    told = []
+    for direction, steps in ((-1.0, 400), (1.0, 100)):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (direction * task.scale).backward()
+            optimizer.step()
+        told.append(float(task.log_scale.detach()))
+    assert math.log(100) <= told[0] < math.log(100) + 0.02
+    assert told[1] < math.log(100) - 0.02
 
 
 # --- text towers --------------------------------------------------------------------------------------------

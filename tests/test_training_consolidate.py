@@ -155,3 +155,19 @@ def test_the_batch_size_told_is_the_one_in_force(recipe: Path) -> None:
     one = out_of_memory(CUDA, [*said[:4], "1"])
     assert "data.batch_size is 1 already" in one
     assert "accumulate" not in one
+
+
+def test_a_checkpoint_in_pieces_is_refused_by_a_strategy_that_reads_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "last.ckpt"
+    folder.mkdir()
+
+    def reads(*_: object, **__: object) -> None:
+        torch.load(folder)
+
+    monkeypatch.setattr("vol3d.training.cli.RecipeCLI", reads)
+    with pytest.raises(
+        ValueError, match=r"last.ckpt is a checkpoint in pieces, .*fsdp2.yaml.*consolidate.*--model.base"
+    ):
+        run(["fit", "--config", "quickstart.yaml"])

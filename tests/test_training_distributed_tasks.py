@@ -179,6 +179,77 @@ def test_weights_without_an_axis_learn_under_fsdp2_what_they_learn_alone(name: s
         torch.testing.assert_close(value, weights(tmp_path / "rest")[key], rtol=0, atol=0, msg=key)
 
 
+def kind(name: str) -> Any:
+    if name == "ddp":
+        return DDPStrategy(process_group_backend="gloo", find_unused_parameters=True)
+    return Fsdp2Strategy(process_group_backend="gloo", save_distributed_checkpoint=name == "pieces")
+
+
+@pytest.mark.parametrize(("before", "after"), [("ddp", "pieces"), ("one file", "ddp"), ("one file", "one file")])
+def test_a_checkpoint_in_one_file_goes_on_under_ddp_and_fsdp2(before: str, after: str, tmp_path: Path) -> None:
+    """Weights without an axis have one under FSDP2; the moments are those of the weights they were made for."""
+
+    def run(folder: str, name: str, ckpt: Path | None = None) -> list[float]:
+        return fit(tmp_path / folder, "retrieval", kind(name), ckpt)
+
+    whole = mean(two_processes.together(run, tmp_path / "a", "whole", before))
+    rest = mean(two_processes.together(run, tmp_path / "b", "rest", after, tmp_path / "whole/checkpoints/step=2.ckpt"))
+    assert rest == pytest.approx(whole[2:], abs=1e-4)
+    wanted, found = weights(tmp_path / "whole"), weights(tmp_path / "rest")
+    for key, value in found.items():
+        torch.testing.assert_close(value, wanted[key], atol=1e-4, rtol=1e-3, msg=key)
+
+
+def read_in_turns(folder: Path, strategy: Any) -> list[float]:
+    """Losses of two steps, in which process 0 has one text and process 1 two."""
+    rows = [walled(number) for number in range(16)]
+    said = ["one", "one", "one", "two"] * 4
+    rows = [replace(row, study=replace(row.study, report=text)) for row, text in zip(rows, said, strict=True)]
+    losses = world.Losses()
+    run = world.trainer(
+        2, folder, callbacks=[losses], devices=2 if strategy else 1, strategy=strategy or "auto", max_epochs=9,
+        use_distributed_sampler=False,
+    )  # fmt: skip
+    run.fit(module({"retrieval": partial(RETRIEVAL, chunk=1)}), Halves(rows))
+    return losses.values
+
+
+def test_processes_with_unequal_numbers_of_texts_read_as_many_chunks_under_fsdp2(tmp_path: Path) -> None:
+    def divided() -> list[float]:
+        strategy = kind("pieces")
+        strategy._timeout = timedelta(seconds=60)
+        return read_in_turns(tmp_path, strategy)
+
+    alone = read_in_turns(tmp_path, None)
+    assert mean(two_processes.together(divided, tmp_path / "ranks")) == pytest.approx(alone, abs=2e-4)
+
+
+def keep_in_turns(folder: Path, strategy: Any) -> list[float]:
+    """Losses of three steps on a frozen encoder; process 0 has kept its studies after the first, process 1 never."""
+    rows = [walled(0 if number % 2 == 0 else number) for number in range(12)]
+    losses = world.Losses()
+    run = world.trainer(
+        3, folder, callbacks=[losses], devices=2 if strategy else 1, strategy=strategy or "auto", max_epochs=1,
+        use_distributed_sampler=False,
+    )  # fmt: skip
+    made = module({"retrieval": RETRIEVAL})
+    made.stages = {"read": Stage(None, None, ["tasks"], 1e-3)}
+    data = Halves([walled(number) for number in range(12)], batch_size=4)
+    data.train = rows
+    run.fit(made, data)
+    return losses.values
+
+
+def test_a_process_with_all_features_kept_gathers_with_the_others(tmp_path: Path) -> None:
+    def divided() -> list[float]:
+        strategy = kind("pieces")
+        strategy._timeout = timedelta(seconds=60)
+        return keep_in_turns(tmp_path, strategy)
+
+    alone = keep_in_turns(tmp_path, None)
+    assert mean(two_processes.together(divided, tmp_path / "ranks")) == pytest.approx(alone, abs=2e-4)
+
+
 def segment_in_turns(folder: Path) -> int:
     """Steps done: process 0 draws a second round in each of them, process 1 in none."""
     strategy = Fsdp2Strategy(process_group_backend="gloo")

@@ -3,7 +3,12 @@
 import csv
 from pathlib import Path
 
+import pytest
+import world
+
+from vol3d.training.callbacks import FormerCheckpoints
 from vol3d.training.history import History
+from vol3d.training.stages import Stage
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -47,3 +52,30 @@ def test_a_new_run_starts_anew_and_leaves_the_file_until_it_has_something_to_say
     assert len(rows(path)) == 1
     history.log_metrics({"b": 1.0}, step=5)
     assert rows(path) == [{"step": "5", "b": "1.0"}]
+
+
+def test_a_run_that_slurm_requeues_keeps_its_rows_and_the_next_run_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning saves hpc_ckpt_1.ckpt and queues the same command again, which names no checkpoint."""
+    for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "7"}.items():
+        monkeypatch.setenv(name, value)
+
+    def fit(steps: int) -> list[int]:
+        history = History(tmp_path / "metrics.csv")
+        run = world.trainer(
+            steps, tmp_path, callbacks=[FormerCheckpoints(tmp_path)], log_every_n_steps=1, max_epochs=9,
+        )  # fmt: skip
+        run.logger = history
+        stages = {"see": Stage(None, ["findings"], ["encoder", "tasks"], 1e-3)}
+        run.fit(world.module(stages), world.World([world.study(n) for n in range(8)], batch_size=4), weights_only=False)
+        if steps == 3:
+            run.save_checkpoint(tmp_path / "hpc_ckpt_1.ckpt")
+        return [int(row["step"]) for row in rows(history.path)]
+
+    assert fit(3) == [0, 1, 2]
+    assert fit(5) == [0, 1, 2, 3, 4]
+    assert not (tmp_path / "hpc_ckpt_1.ckpt").exists()
+    assert (tmp_path / "checkpoints" / "hpc_ckpt_1.ckpt").is_file()
+    assert fit(4) == [0, 1, 2, 3]
+    assert (tmp_path / "checkpoints-1" / "hpc_ckpt_1.ckpt").is_file()

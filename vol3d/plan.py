@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from vol3d.data.batch import Sample, collate
+from vol3d.data.batch import Batch, Sample, collate
 from vol3d.data.cache import sample
 from vol3d.data.dataset import VolumeData
+from vol3d.data.manifest import Manifest
 from vol3d.data.study import Study
 from vol3d.model.hub import causal_lm_without_weights
 from vol3d.model.language import LanguageModel, Pretrained
+from vol3d.training.features import size_of
 from vol3d.training.optim import STATE_SHARE
 from vol3d.training.recipe import RecipeParts
 from vol3d.training.rehearsal import Fakes, Footprint, fakes_of, rehearse
@@ -39,7 +41,11 @@ FOUR_BIT = 0.516
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage at the recipe's batch size: bytes by part at the peak, and seconds a step (a guess)."""
+    """One stage at the recipe's batch size: bytes by part at the peak, and seconds a step (a guess).
+
+    `kept` are the features of a frozen encoder (`feature_cache_gb`). Where tasks are drawn by proportions, memory is
+    the dearest task's and time the mean over the draws.
+    """
 
     stage: str
     batch_size: int
@@ -48,6 +54,7 @@ class StagePlan:
     optimizer: int
     activations: int
     logits: int
+    kept: int
     total: int
     seconds: float
     largest_batch: int
@@ -68,13 +75,11 @@ class Plan:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = [
-            f"{'stage':12}{'batch':>6}{'weights':>10}{'grads':>8}{'optim':>8}{'activ':>8}{'logits':>8}{'peak GB':>9}"
-        ]
-        lines[0] += f"{'s/step':>8}{'max batch':>11}"
+        lines = [f"{'stage':12}{'batch':>6}{'weights':>10}{'grads':>8}{'optim':>8}{'activ':>8}{'logits':>8}"]
+        lines[0] += f"{'kept':>7}{'peak GB':>9}{'s/step':>8}{'max batch':>11}"
         for s in self.stages:
-            parts = [s.weights, s.gradients, s.optimizer, s.activations, s.logits]
-            row = "".join(f"{part / GB:>{width}.2f}" for part, width in zip(parts, (10, 8, 8, 8, 8), strict=True))
+            parts = [s.weights, s.gradients, s.optimizer, s.activations, s.logits, s.kept]
+            row = "".join(f"{part / GB:>{width}.2f}" for part, width in zip(parts, (10, 8, 8, 8, 8, 7), strict=True))
             lines.append(
                 f"{s.stage:12}{s.batch_size:>6}{row}{s.total / GB:>9.2f}{s.seconds:>8.2f}{s.largest_batch:>11}"
             )
@@ -87,9 +92,10 @@ def plan(recipe: Sequence[str], *, gpu_gb: float | int, tflops: float | int | No
     """Rehearse every stage of a recipe on tensors without values, and say what it needs.
 
     Weights, gradients, optimizer state and activations are counted tensor by tensor as PyTorch would allocate them;
-    kernels' scratch memory and fragments are not, and are covered by `SPARE`. Time is a guess from the step's
-    floating point operations. The first studies of the recipe's manifest are looked at for the length of their
-    texts; where there is no manifest yet, phantoms stand in.
+    kernels' scratch memory and fragments are not, and are covered by `SPARE`. Features of a frozen encoder are counted
+    for all studies of the manifest, up to `feature_cache_gb`; without a manifest as much as that. Time is a guess from
+    the step's floating point operations. The first studies of the recipe's manifest are looked at for the length of
+    their texts; where there is no manifest yet, phantoms stand in.
 
     Args:
         recipe: as for `vol3d fit`: ["--config", "recipe.yaml", "--data.batch_size", "4"].
@@ -115,7 +121,7 @@ def _stage(rehearsal: _Rehearsal, name: str, room: float, tflops: float | int) -
     one, foot = rehearsal(name, 1), rehearsal(name, size)
     slope = (foot.total - one.total) / (size - 1) if size > 1 else rehearsal(name, 2).total - one.total
     largest = 1 + int((room - one.total) / max(1, slope)) if one.total <= room else 0
-    parts = (foot.weights, foot.gradients, foot.optimizer, foot.activations, foot.logits, foot.total)
+    parts = (foot.weights, foot.gradients, foot.optimizer, foot.activations, foot.logits, foot.kept, foot.total)
     return StagePlan(name, size, *parts, foot.flops / (tflops * 1e12 * EFFICIENCY), largest)
 
 
@@ -142,6 +148,11 @@ def _advice(recipe: Sequence[str], samples: list[Sample], worst: StagePlan, room
             f"AdamW's moments in 8 bits (--model.optimizer paged_adamw_8bit): {needs(worst.total - saved)}; what is "
             "too much goes to the CPU's memory"
         )
+    if worst.kept > 0.05 * worst.total:
+        advice.append(
+            f"keeping no features (--model.feature_cache_gb 0): {needs(worst.total - worst.kept)}; the encoder then "
+            "runs at every step"
+        )
     if not any("fits" in line and "not enough" not in line for line in advice):
         advice.append("a smaller model, or weights and optimizer spread over GPUs: overlays/fsdp2.yaml")
     return advice
@@ -155,7 +166,8 @@ class _Rehearsal:
         self.fakes = Fakes()
         with self.fakes:
             parsed = RecipeParts(recipe, here=False)  # the plan is for the card that is asked about
-            self.module, self.grid, self.batch_size = parsed.model, parsed.datamodule.grid, parsed.datamodule.batch_size
+            self.module, self.data = parsed.model, parsed.datamodule
+            self.grid, self.batch_size = self.data.grid, self.data.batch_size
             self.bf16 = parsed.precision.startswith("bf16")
             self.module.base = None  # whose weights take as much room as any
             source, four_bit = self.module.language, False
@@ -209,20 +221,41 @@ class _Rehearsal:
                 return loss
 
             mode.vocabulary = None if language is None else language.causal_lm.config.vocab_size
-            feet = []
+            kept, feet = self._kept(batch), []
             names = module.mixture.draw(module.stages[stage].tasks or list(module.tasks), 0)
-            for first in names[: None if module.mixture.proportions else 1]:  # a step of each task that may be drawn
+            names = names if module.mixture.proportions else names[:1]
+            for first in names:  # a step of each task that may be drawn
                 module.mixture.draw = lambda *_, first=first: sorted(names, key=lambda name: name != first)
                 feet.append(rehearse(step, module, optimizer, mode))
             del module.mixture.draw
-        # The dearest of them, with the moments of all.
-        foot = replace(max(feet, key=lambda foot: foot.total), optimizer=feet[-1].optimizer)
+        shares = [(module.mixture.proportions or {}).get(name, 1) for name in names]
+        flops = sum(share * foot.flops for share, foot in zip(shares, feet, strict=True)) / sum(shares)
+        # The dearest of them, with the moments of all, in the time of their mean.
+        dearest = max(feet, key=lambda foot: foot.total)
+        foot = replace(dearest, optimizer=feet[-1].optimizer, flops=flops, kept=kept)
         sizes = [(part.weight.numel(), part.weight.element_size()) for part in self.quantized]
         # Each matrix is unpacked while it is used: one of them at a time stands beside the packed ones.
         unpacked = max((numel * size for numel, size in sizes), default=0)
         saved = int(sum(numel * (size - FOUR_BIT) for numel, size in sizes))
         states = int(foot.optimizer * STATE_SHARE[module.optimizer])
         return replace(foot, weights=foot.weights - saved, activations=foot.activations + unpacked, optimizer=states)
+
+    def _kept(self, batch: Batch) -> int:
+        """Bytes of the features that a frozen encoder's stage keeps: of all its studies, or as many as it may."""
+        module, data = self.module, self.data
+        stage = module.stages[module.stage]
+        reads = any(not module.tasks[name].encodes for name in stage.tasks or module.tasks)
+        if not reads or not module.may_keep(replace(batch, augmented=data.augment is not None)):
+            return 0
+        source = data.source if stage.data is None else data.other_sources[stage.data]
+        if not _is_there(source):
+            return int(module.feature_cache.limit)
+        manifest = data.manifest if stage.data is None else data.others[stage.data]
+        one = batch.select([0])
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            features = module.encode(replace(one, image=self.grid.window_hu(one.image)))
+        studies = len(manifest.split("train")[: data.limit])
+        return int(min(module.feature_cache.limit, studies * size_of(features)))
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Parameters by part: all, and those that may learn."""
@@ -249,6 +282,10 @@ def _labels(study: Study) -> int:
     return sum(bool(getattr(study, kind)) for kind in kinds)
 
 
+def _is_there(source: str | Path | Manifest) -> bool:
+    return isinstance(source, Manifest) or Path(source).is_file()
+
+
 def first_samples(data: VolumeData, count: int = 2) -> list[Sample]:
     """Training studies with the most kinds of labels, of those the longest reports; phantoms when the recipe's manifest
     is not there yet.
@@ -257,10 +294,9 @@ def first_samples(data: VolumeData, count: int = 2) -> list[Sample]:
         ValueError: no study is of the split "train".
     """
     from vol3d import phantom
-    from vol3d.data.manifest import Manifest
 
     source = data.source
-    if isinstance(source, Manifest) or Path(source).is_file():
+    if _is_there(source):
         studies = sorted(data.manifest.split("train"), key=lambda study: (-_labels(study), -len(study.report or "")))
         if not studies:
             raise ValueError(f"no study of the split 'train' in {source}: add a split to its rows")

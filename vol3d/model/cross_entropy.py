@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -53,7 +54,11 @@ def linear_cross_entropy(
         return F.cross_entropy(logits.float(), wanted, reduction="sum")
 
     total = hidden.new_zeros((), dtype=torch.float32)
-    for part, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
+    chunks = list(zip(hidden.split(rows), targets.split(rows), strict=True))
+    if any(is_sharded(parameter) for parameter in head.parameters()):
+        # Each chunk gathers the weight, so all processes take as many: the rest of them are empty.
+        chunks += [(hidden[:0], targets[:0])] * (_most(len(chunks), hidden.device) - len(chunks))
+    for part, wanted in chunks:
         if torch.is_grad_enabled():
             total = total + checkpoint(chunk_loss, part, wanted, use_reentrant=False)
         else:
@@ -64,6 +69,15 @@ def linear_cross_entropy(
 def is_sharded(parameter: Tensor) -> bool:
     """Whether DeepSpeed (ZeRO-3) or FSDP hold a part of it here, so that only its module's own forward may use it."""
     return hasattr(parameter, "ds_id") or type(parameter.data).__name__ == "DTensor"
+
+
+def _most(count: int, device: torch.device) -> int:
+    """The highest count of any process."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return count
+    highest = torch.tensor([count], device=device)
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+    return int(highest)
 
 
 def _width(head: nn.Module) -> int:

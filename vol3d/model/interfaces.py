@@ -180,7 +180,8 @@ class Task(Part, ABC):
     `uses` says what the task reads besides the tokens: "visual" tokens are then projected once for all tasks of a
     step; with "scales" the features of a frozen encoder are not kept in memory. `encodes` says that it encodes an image
     of its own: a step of such tasks alone does not encode the batch, and gives them None for its features. `calibrates`
-    asks the evaluation for predictions of the validation split too.
+    asks the evaluation for predictions of the validation split too. `writes` names the fields of its predictions where
+    they are not the one called `kind`; two tasks of a model write different ones.
     """
 
     kind: str = ""
@@ -188,6 +189,7 @@ class Task(Part, ABC):
     uses: frozenset[str] = frozenset()
     encodes: bool = False
     calibrates: bool = False
+    writes: tuple[str, ...] = ()
 
     @abstractmethod
     def loss(self, model: VolumeLM, features: Features, batch: Batch) -> TaskOutput: ...
@@ -214,3 +216,22 @@ class Task(Part, ABC):
     def score(self, evidence: Evidence) -> dict[str, dict[str, Any]]:
         """Entries of `tasks` in evaluation.json from the labelled studies, each with its intervals and baselines."""
         return {}
+
+
+def check_fields(tasks: Mapping[str, Task]) -> None:
+    """Predictions of all tasks lie in one row a study, and scores in one table.
+
+    Raises:
+        ValueError: two tasks write the same field, so that the second's would stand for both.
+    """
+    writers: dict[str, str] = {}
+    for name, task in tasks.items():
+        for field_name in task.writes or filter(None, (task.kind,)):
+            other = writers.setdefault(field_name, name)
+            if other != name:
+                kinds = [type(tasks[one]).__name__ for one in (other, name)]
+                raise ValueError(
+                    f"tasks {other!r} ({kinds[0]}) and {name!r} ({kinds[1]}) both predict {field_name!r}, and the "
+                    "second would overwrite the first in predictions and scores: leave one out, or train it in a run "
+                    "of its own (--model.base begins with the other run's weights)"
+                )

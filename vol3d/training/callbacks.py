@@ -13,6 +13,7 @@ import lightning
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from vol3d.data.shards import merge_predictions
+from vol3d.training.history import History
 from vol3d.training.sharding import whole
 from vol3d.training.stages import PARTS
 
@@ -23,7 +24,9 @@ class FormerCheckpoints(lightning.Callback):
     """Moves the checkpoints of an earlier run aside when another begins in its folder, before the first step.
 
     `RUN/checkpoints` then holds those of one run, so that `--ckpt_path last` goes on from no other, and none is lost:
-    the earlier ones are kept as `RUN/checkpoints-1` (2, 3 …). A run that is resumed keeps its own.
+    the earlier ones are kept as `RUN/checkpoints-1` (2, 3 …). A run that is resumed keeps its own, and its history:
+    one that SLURM has requeued too, which is given no path, but finds its `RUN/hpc_ckpt_1.ckpt`. When a run has ended,
+    that file lies with its other checkpoints, where the next run in the folder does not go on from it.
 
     Args:
         folder: the run's folder.
@@ -34,8 +37,11 @@ class FormerCheckpoints(lightning.Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         found = self.folder / "checkpoints"
-        # A run that SLURM has requeued is given no path, but has steps behind it.
-        anew = trainer.ckpt_path is None and trainer.global_step == 0 and not trainer.fast_dev_run
+        resumed = trainer.ckpt_path is not None or trainer.global_step > 0
+        for logger in trainer.loggers:
+            if resumed and isinstance(logger, History):
+                logger.resumed = True
+        anew = not resumed and not trainer.fast_dev_run
         if not anew or not trainer.is_global_zero or not found.is_dir():
             return
         kept = next(path for n in count(1) if not (path := self.folder / f"checkpoints-{n}").exists())
@@ -43,6 +49,12 @@ class FormerCheckpoints(lightning.Callback):
         log.warning(
             "%s: checkpoints of the run before; to go on with that one, --ckpt_path %s", kept, kept / "last.ckpt"
         )
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            for requeued in self.folder.glob("hpc_ckpt_*.ckpt"):
+                (self.folder / "checkpoints").mkdir(exist_ok=True)
+                requeued.rename(self.folder / "checkpoints" / requeued.name)
 
 
 class SaveModel(lightning.Callback):

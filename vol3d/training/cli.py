@@ -178,6 +178,14 @@ def run(arguments: Sequence[str] | None = None) -> RecipeCLI:
         )
     except ArgumentError as error:
         raise ValueError(explained(str(error), list(arguments or ["fit"]))) from error
+    except IsADirectoryError as error:
+        if not str(error.filename).endswith(".ckpt"):
+            raise
+        raise ValueError(
+            f"{error.filename} is a checkpoint in pieces, which only the strategy that wrote it goes on from: add its "
+            "overlay (overlays/fsdp2.yaml), or make a model folder of it by `vol3d consolidate` and begin from that by "
+            "--model.base FOLDER"
+        ) from error
     except torch.OutOfMemoryError as error:
         raise ValueError(out_of_memory(str(error), list(arguments or ["fit"]))) from error
 

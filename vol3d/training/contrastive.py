@@ -132,8 +132,14 @@ class _OverRanks(torch.autograd.Function):
         return None, *(grad * gradient for gradient in ctx.saved_tensors)
 
 
+def place() -> tuple[int, int]:
+    """Rank and number of ranks."""
+    joined = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
+
+
 def _ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return place()[1]
 
 
 def _counts(tensor: Tensor) -> list[int]:
@@ -180,6 +186,36 @@ def any_rank(count: int, device: torch.device) -> bool:
     total = torch.tensor([int(count)], device=device)
     dist.all_reduce(total)
     return int(total) > 0
+
+
+def most_of_ranks(count: int, device: torch.device) -> int:
+    """The highest count of any rank."""
+    if _ranks() == 1:
+        return count
+    highest = torch.tensor([count], device=device)
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+    return int(highest)
+
+
+class _AtMost(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, limit: float) -> Tensor:
+        ctx.save_for_backward(value > limit)
+        return value.clamp(max=limit)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (beyond,) = ctx.saved_tensors
+        return torch.where(beyond, grad.clamp(min=0), grad), None
+
+
+def at_most(value: Tensor, limit: float) -> Tensor:
+    """`value`, or `limit` where that is less; descent may still lower what lies beyond it, and raises it no further.
+
+    A plain clamp has no gradient beyond its limit, so nothing would bring a value back; a clamp of the parameter itself
+    reaches only a gathered copy where weights are divided (FSDP2, ZeRO).
+    """
+    return _AtMost.apply(value, limit)
 
 
 # --- towers in chunks ---------------------------------------------------------------------------------------

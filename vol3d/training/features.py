@@ -62,8 +62,15 @@ class FeatureCache:
             self.store.forget()
 
     @torch.no_grad()
-    def __call__(self, batch: Batch, encode: Callable[[Batch], Features]) -> Features:
-        """The batch's features: kept ones where there are, the rest encoded and kept."""
+    def __call__(
+        self, batch: Batch, encode: Callable[[Batch], Features], *, wanted: Callable[[int], bool] = bool
+    ) -> Features:
+        """The batch's features: kept ones where there are, the rest encoded and kept.
+
+        Args:
+            wanted: whether the encoder runs, from how many studies are new. Divided weights are gathered by all
+                processes at once: where another one encodes, this one encodes a study that it knows.
+        """
         fresh: dict[int, Features] = {}
         new = []
         for row, study in enumerate(batch.studies):
@@ -74,8 +81,8 @@ class FeatureCache:
                 else:
                     fresh[row] = stored
                     self._keep(study.study, fresh[row])
-        if new:
-            encoded = encode(batch.select(new))
+        if wanted(len(new)):
+            encoded = encode(batch.select(new or [0]))
             for place, row in enumerate(new):
                 fresh[row] = replace(encoded, scales=())[[place]]
                 self._keep(batch.studies[row].study, fresh[row])
@@ -83,13 +90,14 @@ class FeatureCache:
         return _join(rows, batch.image.device)
 
     def _keep(self, study: str, features: Features) -> None:
-        size = _size(features)
+        size = size_of(features)
         if size <= self.room:
             self.room -= size
             self.kept[study] = features
 
 
-def _size(features: Features) -> int:
+def size_of(features: Features) -> int:
+    """Bytes of the tokens."""
     return features.tokens.numel() * features.tokens.element_size()
 
 

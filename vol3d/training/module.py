@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import lightning
@@ -16,9 +17,10 @@ from vol3d.data.batch import Batch
 from vol3d.model.adapters import parameter_table, recompute_frozen
 from vol3d.model.cross_entropy import is_sharded
 from vol3d.model.fine_tuning import Base
-from vol3d.model.interfaces import Encoder, Features, Projector, Task
+from vol3d.model.interfaces import Encoder, Features, Projector, Task, check_fields
 from vol3d.model.language import LanguageModel, LanguageSource
 from vol3d.model.volume_lm import VolumeLM
+from vol3d.training.chances import Chances, chances, draw_apart, set_chances
 from vol3d.training.contrastive import any_rank
 from vol3d.training.features import FeatureCache
 from vol3d.training.lockstep import Lent, lend
@@ -53,7 +55,8 @@ class VolumeModule(lightning.LightningModule):
         feature_cache_gb: memory for the features of a frozen encoder; 0 encodes every time.
 
     Raises:
-        ValueError: no task, a stage that names an unknown task, or stages that do not fit the trainer's steps.
+        ValueError: no task, a stage that names an unknown task, stages that do not fit the trainer's steps, or, once
+            the model is built, two tasks that predict the same field (`Retrieval` and `ZeroShot`).
     """
 
     def __init__(
@@ -89,7 +92,7 @@ class VolumeModule(lightning.LightningModule):
         self.stage: str | None = None
         self.unlabelled: int | None = 0
         """Batches of the present stage, all without a label for its tasks; None once one had some."""
-        self._chances: dict[str, Tensor] | None = None
+        self._chances: list[Chances] | None = None
 
     # --- building -------------------------------------------------------------------------------------------
 
@@ -103,6 +106,7 @@ class VolumeModule(lightning.LightningModule):
             language = self.build_language(self._training_texts(), base)
         self.model = VolumeLM(self.encoder, self.projector_factory, language)
         self.tasks = nn.ModuleDict({name: build(self.model) for name, build in self.task_factories.items()})
+        check_fields(dict(self.tasks.items()))
         if base is not None:
             base.give(self.model, dict(self.tasks.items()))
             data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
@@ -136,9 +140,14 @@ class VolumeModule(lightning.LightningModule):
 
     def features(self, batch: Batch) -> Features:
         """The batch's features, from memory while the encoder is frozen."""
-        return self.feature_cache(batch, self.encode) if self._may_keep(batch) else self.encode(batch)
+        if not self.may_keep(batch):
+            return self.encode(batch)
+        divided = any(is_sharded(parameter) for parameter in self.model.encoder.parameters())
+        wanted = partial(any_rank, device=self.device) if divided else bool
+        return self.feature_cache(batch, self.encode, wanted=wanted)
 
-    def _may_keep(self, batch: Batch) -> bool:
+    def may_keep(self, batch: Batch) -> bool:
+        """Whether the present stage keeps the features of this batch's studies."""
         if not self.training or self.stage is None or batch.augmented or self.feature_cache.limit == 0:
             return False
         stage = self.stages[self.stage]
@@ -284,12 +293,15 @@ class VolumeModule(lightning.LightningModule):
 
     # --- stages and optimizer -------------------------------------------------------------------------------
 
+    def on_train_start(self) -> None:
+        draw_apart()
+
     def on_train_batch_start(self, batch: Batch, index: int) -> int | None:
         name = self.schedule.name(self.global_step)
         if self.stages[name].data != getattr(self.trainer.datamodule, "reading", None):
             return -1  # ends the epoch; the next one reads this stage's manifest
         if self._chances is not None:
-            _set_chances(self._chances)
+            set_chances(self._chances)
             self._chances = None
         if name != self.stage:
             self.enter(name)
@@ -346,12 +358,13 @@ class VolumeModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Tasks draw prompts, dropout draws masks: a resumed run must draw as the whole one would have.
-        checkpoint["chances"] = _chances()
+        checkpoint["chances"] = chances()
         if self.model.language is not None:
             checkpoint["vocabulary"] = self.model.language.tokenizer.get_vocab()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._chances = checkpoint.get("chances")
+        saved = checkpoint.get("chances")
+        self._chances = [saved] if isinstance(saved, dict) else saved  # a checkpoint of before has the first process's
         saved = checkpoint.get("vocabulary")
         if saved is None or self.model is None or self.model.language is None:
             return
@@ -362,15 +375,3 @@ class VolumeModule(lightning.LightningModule):
                 "training reports have changed since; resume with the manifest the run was started with, or take its "
                 "model, which knows its own words, to other studies: --model.base RUN/model in place of --ckpt_path"
             )
-
-
-def _chances() -> dict[str, Tensor]:
-    """The state of torch's generators."""
-    states = {"cpu": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
-
-
-def _set_chances(states: dict[str, Tensor]) -> None:
-    torch.set_rng_state(states["cpu"].cpu())
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"].cpu())

@@ -25,7 +25,7 @@ PART = 50
 @dataclass(frozen=True)
 class Footprint:
     """Bytes by part at the moment of a step's peak, the largest table of logits (a part of the activations, not
-    always at the peak), and the step's floating point operations."""
+    always at the peak), the step's floating point operations, and the bytes that steps before it have left."""
 
     weights: int
     gradients: int
@@ -33,10 +33,11 @@ class Footprint:
     activations: int
     logits: int
     flops: float
+    kept: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + self.activations + self.kept
 
 
 def _keeps(dtype: torch.dtype) -> bool:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from vol3d.data.batch import Batch
@@ -81,7 +82,7 @@ class Fsdp2Strategy(ModelParallelStrategy):
 
     Args:
         save_distributed_checkpoint: each process writes its part; False gathers whole checkpoints in the first
-            process's CPU memory.
+            process's CPU memory, in one file that any strategy goes on from.
         process_group_backend: None chooses NCCL for GPUs.
 
     Raises:
@@ -112,7 +113,31 @@ class Fsdp2Strategy(ModelParallelStrategy):
         for parameter in (p for group in inner.param_groups for p in group["params"] if p not in inner.state):
             zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
             inner.state[parameter] = {"step": torch.tensor(0.0), **zeros}
-        return super().optimizer_state(optimizer)
+        return (
+            super().optimizer_state(optimizer)
+            if self._save_distributed_checkpoint
+            else _whole_moments(self.model, inner)
+        )
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        state = super().lightning_module_state_dict()
+        if self._save_distributed_checkpoint:
+            return state
+        without = {
+            name for name, parameter in self.model.named_parameters() if id(parameter) in _without_axis(self.model)
+        }
+        return {name: value[0] if name in without else value for name, value in state.items()}
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Also a checkpoint in one file, of DDP or of one device, whose weights are divided here."""
+        path = Path(self.broadcast(checkpoint_path))
+        if not path.is_file():
+            return super().load_checkpoint(path, weights_only=weights_only)
+        checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        _divide_weights(self.model, checkpoint.pop("state_dict"), path)
+        for optimizer, saved in zip(self.optimizers, checkpoint.get("optimizer_states", ()), strict=False):
+            _divide_moments(optimizer, saved)
+        return checkpoint
 
     def on_validation_end(self) -> None:
         """A step without a backward pass leaves weights gathered; training goes on with the pieces."""
@@ -189,6 +214,76 @@ def _give_axes(module: nn.Module) -> None:
                 vector = nn.Parameter(parameter.detach()[None], parameter.requires_grad)
                 owner._parameters[name] = made.setdefault(id(parameter), vector)
                 owner._without_axis = {*getattr(owner, "_without_axis", ()), name}
+
+
+def _without_axis(module: nn.Module) -> set[int]:
+    """The parameters that `_give_axes` has given one, by their `id`."""
+    owners = [(owner, getattr(owner, "_without_axis", ())) for owner in module.modules()]
+    return {id(owner._parameters[name]) for owner, names in owners for name in names}
+
+
+def _numbered(optimizer: Optimizer, saved: dict[str, Any]) -> Iterator[tuple[Any, Tensor]]:
+    """What a saved state calls each parameter; groups and their order are the same, whatever the names."""
+    names = [name for group in saved["param_groups"] for name in group["params"]]
+    return zip(names, [p for group in optimizer.param_groups for p in group["params"]], strict=True)
+
+
+def _whole_moments(module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """The state of an optimizer as one that divides nothing would save it, in the first process; {} in the others.
+
+    Lightning numbers the parameters as the module holds them, not as the optimizer's groups do, and another strategy
+    would give the moments of one weight to another.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_optimizer_state_dict(module, optimizer, options=options).get("state", {})
+    if dist.get_rank():
+        return {}
+    without, names = _without_axis(module), {id(parameter): name for name, parameter in module.named_parameters()}
+    found: dict[str, Any] = {"state": {}, "param_groups": optimizer.state_dict()["param_groups"]}
+    for number, parameter in _numbered(optimizer, found):
+        moments = state[names[id(parameter)]]
+        scalar = id(parameter) in without
+        found["state"][number] = {key: value[0] if scalar and value.ndim else value for key, value in moments.items()}
+    return found
+
+
+def _divided(value: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a whole tensor, with the axis that `like` may have been given."""
+    value = value.reshape(like.shape) if value.ndim == 0 else value
+    if not isinstance(like, DTensor):
+        return value
+    mesh = like.device_mesh
+    return distribute_tensor(value.to(mesh.device_type), mesh, like.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def _divide_weights(module: Any, state: dict[str, Tensor], path: Path) -> None:
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    sizes = [
+        name for name in own.keys() & state.keys() if own[name].shape != (state[name].shape or (1,) * own[name].ndim)
+    ]
+    if missing or unexpected or sizes:
+        raise ValueError(
+            f"{path} is not of this recipe's model: {len(missing)} of {len(own)} weights missing {missing[:3]}, "
+            f"{len(unexpected)} unexpected {unexpected[:3]}, {len(sizes)} of another shape {sorted(sizes)[:3]}; give "
+            "the recipe and the manifest of the run that wrote it"
+        )
+    for name, value in own.items():
+        value.copy_(_divided(state[name], value))
+
+
+def _divide_moments(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    state: dict[Any, dict[str, Tensor]] = {}
+    for number, parameter in _numbered(optimizer, saved):
+        moments = saved["state"].get(number)  # none where no stage has trained the weight yet
+        if moments is not None:
+            state[number] = {
+                key: value if key == "step" else _divided(value, parameter) for key, value in moments.items()
+            }
+    optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:
