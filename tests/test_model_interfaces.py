@@ -12,7 +12,7 @@ import world
 import vol3d
 from vol3d import tasks
 from vol3d.data.batch import collate
-from vol3d.model.interfaces import Features, Task, check_fields
+from vol3d.model.interfaces import Features, Task, predicting
 
 
 def test_a_part_remembers_its_arguments_and_survives_copying() -> None:
@@ -74,29 +74,28 @@ def test_a_task_predicts_the_fields_it_says(name: str, model: vol3d.VolumeLM) ->
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "field"),
-    [
-        ("retrieval", "zero_shot", "retrieval"),
-        ("report", "organs", "report"),
-        ("impression", "steps", "impression"),
-        ("vqa", "vqa", "answers"),
-    ],
+    ("one", "other"), [("retrieval", "zero_shot"), ("report", "organs"), ("impression", "steps"), ("vqa", "vqa")]
 )
-def test_two_tasks_that_predict_the_same_field_are_refused(
-    one: str, other: str, field: str, model: vol3d.VolumeLM
-) -> None:
+def test_of_two_tasks_that_predict_the_same_field_the_first_does(one: str, other: str, model: vol3d.VolumeLM) -> None:
     pair = {"first": JUDGED[one](model), "second": JUDGED[other](model)}
-    with pytest.raises(ValueError, match=rf"'first' \(\w+\) and 'second' \(\w+\) both predict '{field}'.*--model.base"):
-        check_fields(pair)
+    assert list(predicting(pair)) == ["first"]
+    assert list(predicting(dict(reversed(pair.items())))) == ["second"]
 
 
-def test_a_module_of_such_tasks_is_not_built() -> None:
+def test_the_second_trains_and_leaves_the_row_to_the_first(caplog: pytest.LogCaptureFixture) -> None:
     module = world.module()
     module.language = module.language.build(["A text."])
-    module.task_factories = {"first": tasks.ReportGeneration, "second": tasks.OrganReports}
-    with pytest.raises(ValueError, match=r"'first' .* and 'second' .* both predict 'report'"):
-        module.configure_model()
+    module.task_factories = {name: JUDGED[name] for name in ("report", "organs", "vqa")}
+    module.configure_model()
+    assert "tasks organs train and do not predict" in caplog.text
+    batch = world.World([]).on_after_batch_transfer(collate([world.study(0)]), 0)
+    module.eval()
+    with torch.no_grad():
+        (row,) = module.predict_step(batch, 0)
+        assert module.tasks["organs"].loss(module.model, module.encode(batch), batch) is not None
+    assert row.keys() == {"study", "report", "answers"}
 
 
-def test_tasks_of_different_fields_stand_together(model: vol3d.VolumeLM) -> None:
-    check_fields({name: JUDGED[name](model) for name in JUDGED.keys() - {"retrieval", "organs", "steps"}})
+def test_tasks_of_different_fields_all_predict(model: vol3d.VolumeLM) -> None:
+    apart = {name: JUDGED[name](model) for name in JUDGED.keys() - {"retrieval", "organs", "steps"}}
+    assert predicting(apart) == apart

@@ -15,7 +15,7 @@ from vol3d import __version__
 from vol3d.data.formats import atomic
 from vol3d.data.study import TEXTS
 from vol3d.evaluation.predictions import NAME, Looker, Shelf, check_rows, fingerprint, read_predictions
-from vol3d.model.interfaces import Evidence, Task
+from vol3d.model.interfaces import Evidence, Task, predicting
 
 if TYPE_CHECKING:
     from vol3d.data.manifest import Manifest
@@ -157,7 +157,7 @@ def _judged(trained: TrainedModel, studies: Sequence[Study]) -> list[Task]:
     """The tasks some study carries a label for; one that only has `score` says by its result whether there were any."""
     judged = [
         task
-        for task in trained.tasks.values()
+        for task in predicting(trained.tasks).values()
         if any(task.labelled(study) for study in studies)
         or (type(task).labelled is Task.labelled and type(task).score is not Task.score)
     ]

@@ -15,7 +15,7 @@ from vol3d.data.batch import Batch, Sample, collate
 from vol3d.data.cache import MASKS, Reader, VolumeCache
 from vol3d.data.parallel import map_in_order
 from vol3d.data.study import TEXTS, Study
-from vol3d.model.interfaces import Features, Task
+from vol3d.model.interfaces import Features, Task, predicting
 from vol3d.model.volume_lm import VolumeLM
 
 if TYPE_CHECKING:
@@ -133,11 +133,11 @@ class TrainedModel:
             return self._task("retrieval").embed_text(self.model, [text])[0]
 
     def predict(self, samples: Sequence[Sample], tasks: Sequence[Task] | None = None) -> list[dict[str, Any]]:
-        """The prediction of every task, or of these, for samples that already lie on the grid, one dictionary a study.
+        """What all tasks (`predicting`), or these, say of samples that already lie on the grid, one dictionary a study.
 
         The volume is encoded and projected once for all of them.
         """
-        tasks = list(self.tasks.values()) if tasks is None else tasks
+        tasks = list(predicting(self.tasks).values()) if tasks is None else tasks
         with torch.inference_mode():
             features, batch = self._see(*samples)
             if any("visual" in task.uses for task in tasks):

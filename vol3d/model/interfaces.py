@@ -181,7 +181,7 @@ class Task(Part, ABC):
     step; with "scales" the features of a frozen encoder are not kept in memory. `encodes` says that it encodes an image
     of its own: a step of such tasks alone does not encode the batch, and gives them None for its features. `calibrates`
     asks the evaluation for predictions of the validation split too. `writes` names the fields of its predictions where
-    they are not the one called `kind`; two tasks of a model write different ones.
+    they are not the one called `kind`; of two tasks that write the same only the first predicts (`predicting`).
     """
 
     kind: str = ""
@@ -218,20 +218,16 @@ class Task(Part, ABC):
         return {}
 
 
-def check_fields(tasks: Mapping[str, Task]) -> None:
-    """Predictions of all tasks lie in one row a study, and scores in one table.
+def predicting(tasks: Mapping[str, Task]) -> dict[str, Task]:
+    """The tasks whose predictions stand in a study's row: of those that write the same field the first.
 
-    Raises:
-        ValueError: two tasks write the same field, so that the second's would stand for both.
+    The others (`ZeroShot` behind `Retrieval`) only train: in predictions and scores theirs would stand for the first's.
     """
-    writers: dict[str, str] = {}
+    taken: set[str] = set()
+    chosen: dict[str, Task] = {}
     for name, task in tasks.items():
-        for field_name in task.writes or filter(None, (task.kind,)):
-            other = writers.setdefault(field_name, name)
-            if other != name:
-                kinds = [type(tasks[one]).__name__ for one in (other, name)]
-                raise ValueError(
-                    f"tasks {other!r} ({kinds[0]}) and {name!r} ({kinds[1]}) both predict {field_name!r}, and the "
-                    "second would overwrite the first in predictions and scores: leave one out, or train it in a run "
-                    "of its own (--model.base begins with the other run's weights)"
-                )
+        fields = set(task.writes or filter(None, (task.kind,)))
+        if fields.isdisjoint(taken):
+            chosen[name] = task
+            taken |= fields
+    return chosen

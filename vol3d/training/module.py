@@ -17,7 +17,7 @@ from vol3d.data.batch import Batch
 from vol3d.model.adapters import parameter_table, recompute_frozen
 from vol3d.model.cross_entropy import is_sharded
 from vol3d.model.fine_tuning import Base
-from vol3d.model.interfaces import Encoder, Features, Projector, Task, check_fields
+from vol3d.model.interfaces import Encoder, Features, Projector, Task, predicting
 from vol3d.model.language import LanguageModel, LanguageSource
 from vol3d.model.volume_lm import VolumeLM
 from vol3d.training.chances import Chances, chances, draw_apart, set_chances
@@ -55,8 +55,7 @@ class VolumeModule(lightning.LightningModule):
         feature_cache_gb: memory for the features of a frozen encoder; 0 encodes every time.
 
     Raises:
-        ValueError: no task, a stage that names an unknown task, stages that do not fit the trainer's steps, or, once
-            the model is built, two tasks that predict the same field (`Retrieval` and `ZeroShot`).
+        ValueError: no task, a stage that names an unknown task, or stages that do not fit the trainer's steps.
     """
 
     def __init__(
@@ -105,10 +104,15 @@ class VolumeModule(lightning.LightningModule):
         if language is not None and not isinstance(language, LanguageModel):
             language = self.build_language(self._training_texts(), base)
         self.model = VolumeLM(self.encoder, self.projector_factory, language)
-        self.tasks = nn.ModuleDict({name: build(self.model) for name, build in self.task_factories.items()})
-        check_fields(dict(self.tasks.items()))
+        tasks = {name: build(self.model) for name, build in self.task_factories.items()}
+        self.tasks = nn.ModuleDict(tasks)
+        if silent := [name for name in tasks if name not in predicting(tasks)]:
+            logger.warning(
+                "tasks %s train and do not predict: tasks named before them write the same fields of a prediction",
+                ", ".join(silent),
+            )
         if base is not None:
-            base.give(self.model, dict(self.tasks.items()))
+            base.give(self.model, tasks)
             data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
             if (grid := getattr(data, "grid", None)) is not None:
                 base.compare_grid(grid)
@@ -247,7 +251,7 @@ class VolumeModule(lightning.LightningModule):
     def predict_step(self, batch: Batch, index: int) -> list[dict[str, Any]]:
         features = self._project(self.encode(batch), list(self.tasks))
         rows: list[dict[str, Any]] = [{"study": study.study} for study in batch.studies]
-        for task in self.tasks.values():
+        for task in predicting(dict(self.tasks.items())).values():
             for row, prediction in zip(rows, task.predict(self.model, features, batch), strict=True):
                 row.update(prediction)
         return rows
