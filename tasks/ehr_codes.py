@@ -80,6 +80,10 @@ class EHRCodes(Task):
         self.head = PooledLogits(model.encoder.embed_dim, len(self.codes), pooling)
         self.register_buffer("seen", torch.zeros(2, len(self.codes)))  # known negatives and positives
 
+    @property
+    def outputs(self) -> tuple[Any, ...]:
+        return tuple(self.codes)
+
     @cached_property
     def map(self) -> CodeMap:
         return read_map(self.code_map)

@@ -55,6 +55,10 @@ class FindingMaps(Task):
         # Start from "absent everywhere": with 1 % of positive cells a zero bias costs the first hundred steps.
         nn.init.constant_(self.head.bias, -4.0)
 
+    @property
+    def outputs(self) -> tuple[Any, ...]:
+        return tuple(self.findings)
+
     def logits(self, features: Features) -> Tensor:
         """Shape: (batch, findings, gx * cx, gy * cy, gz * cz)."""
         (gx, gy, gz), (cx, cy, cz) = features.grid_size, self.cells

@@ -60,6 +60,10 @@ class FindingQueries(Task):
             )
         self.head = nn.Linear(model.projector.out_dim, 1)
 
+    @property
+    def outputs(self) -> tuple[Any, ...]:
+        return tuple(self.findings)
+
     def logits(self, model: VolumeLM, features: Features) -> Tensor:
         """Shape: (batch, findings)."""
         if self.read == "tokens":

@@ -75,6 +75,10 @@ class Outcomes(Task):
         # Events are rare in an interval, and increments small.
         nn.init.constant_(self.head[-1].bias, -2.0)
 
+    @property
+    def outputs(self) -> tuple[Any, ...]:
+        return (*self.outcomes, *self.days)
+
     def labels(self, study: Study) -> tuple[np.ndarray, np.ndarray]:
         """What is asked of each outcome and day, and where the answer is known; (outcomes, days) each.
 

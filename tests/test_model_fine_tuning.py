@@ -102,6 +102,35 @@ def test_a_new_task_keeps_its_own_weights_and_another_encoder_is_refused(base: P
         wide.configure_model()
 
 
+def test_a_head_of_the_same_size_for_other_names_is_refused(base: Path, tmp_path: Path) -> None:
+    """Its rows would begin as other findings'."""
+    findings = ["ascites", "left pleural effusion"]
+
+    def module(findings: list[str], **given: str) -> VolumeModule:
+        made = world.module(**given)
+        made.task_factories = {"maps": partial(FindingMaps, findings=findings, cells=(1, 1, 1))}
+        made.language = made.language.build(["A text."])
+        made.configure_model()
+        return made
+
+    one = module(findings)
+    folder = save(tmp_path / "model", one.model, dict(one.tasks.items()), GRID)
+    module(findings, base=str(folder))
+    said = r"'maps' answers 'ascites' where this one answers 'left pleural effusion' \(number 0 of 2\)"
+    with pytest.raises(ValueError, match=said):
+        module(findings[::-1], base=str(folder))
+
+
+def test_other_arguments_that_no_shape_tells_are_told(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tuned(base)
+    assert "was built with other arguments" not in caplog.text
+    module = world.module(base=str(base))
+    module.encoder = vol3d.encoders.create("vit3d-tiny", embed_dim=48, depth=1, num_heads=4, patch_size=(4, 4, 2))
+    module.language = module.build_language([])
+    module.configure_model()
+    assert "its encoder was built with other arguments: num_heads 2, here 4" in caplog.text
+
+
 def test_pretrained_puts_adapters_of_its_own_around_the_bases_language(base: Path, tmp_path: Path) -> None:
     adapted = tuned(base, Pretrained("unread", lora=Lora(rank=2, targets=["q_proj"])))
     language = adapted.model.language

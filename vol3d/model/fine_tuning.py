@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
-from vol3d.model.interfaces import Encoder, Task
+from vol3d.model.interfaces import Encoder, Part, Task
 from vol3d.model.pretrained import build, save
 
 if TYPE_CHECKING:
@@ -66,13 +65,22 @@ class Base:
         """Its weights to encoder, projector, and the tasks that both have; a task that it has not keeps its own.
 
         Raises:
-            ValueError: a part is another one here (its first tensor and both shapes are named).
+            ValueError: a part is another one here (its first tensor and both shapes are named), or a task answers
+                other names, or the same in another order.
         """
         self.give_encoder(model.encoder)
         if self.model.projector is not None and model.projector is not None:
             self._give("projector", self.model.projector, model.projector)
         for name in self.tasks.keys() & set(tasks):
             self._give(f"task {name!r}", self.tasks[name], tasks[name])
+            saved, own = self.tasks[name].outputs, tasks[name].outputs
+            if saved != own:
+                row = next(row for row, (there, here) in enumerate(zip(saved, own, strict=True)) if there != here)
+                raise ValueError(
+                    f"{self.folder}: its task {name!r} answers {saved[row]!r} where this one answers {own[row]!r} "
+                    f"(number {row} of {len(own)}): give the recipe the names of {self.folder / 'config.yaml'} in "
+                    "their order, or this task another name, to begin anew"
+                )
 
     def compare_grid(self, grid: Grid) -> None:
         """Warns where volumes are put on another grid, or windowed otherwise, than those its weights know."""
@@ -87,7 +95,7 @@ class Base:
     def give_encoder(self, encoder: Encoder) -> None:
         self._give("encoder", self.model.encoder, encoder)
 
-    def _give(self, name: str, mine: nn.Module, part: nn.Module) -> None:
+    def _give(self, name: str, mine: Part, part: Part) -> None:
         saved, own = ({key: tuple(value.shape) for key, value in each.state_dict().items()} for each in (mine, part))
         if differ := sorted(key for key in saved.keys() | own.keys() if saved.get(key) != own.get(key)):
             there, here = (each.get(differ[0], "no such tensor") for each in (saved, own))
@@ -96,6 +104,9 @@ class Base:
                 f"is {there} there and {here} here): give the recipe the {name} of {self.folder / 'config.yaml'}"
             )
         part.load_state_dict(mine.state_dict())
+        there, here = mine.settings, part.settings
+        if differ := [f"{key} {there.get(key)!r}, here {here[key]!r}" for key in here if there.get(key) != here[key]]:
+            logger.warning("%s: its %s was built with other arguments: %s", self.folder, name, "; ".join(differ))
 
 
 def unadapted(model: VolumeLM, tasks: Mapping[str, Task], grid: Grid) -> VolumeLM:

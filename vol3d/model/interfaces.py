@@ -34,6 +34,22 @@ class Part(nn.Module):
         object.__setattr__(self, "init_args", recorded)
         return self
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every argument but modules, those left at their default among them, lists and tuples alike as lists."""
+        known = inspect.signature(type(self).__init__).parameters.values()
+        all_of_them = {each.name: each.default for each in known if each.default is not each.empty} | self.init_args
+        return {name: plain(value) for name, value in all_of_them.items() if not isinstance(value, nn.Module)}
+
+
+def plain(value: Any) -> Any:
+    """The value as YAML gives it back: tuples are lists."""
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value
+
 
 @dataclass
 class Features:
@@ -190,6 +206,11 @@ class Task(Part, ABC):
     encodes: bool = False
     calibrates: bool = False
     writes: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[Any, ...]:
+        """What its head's rows stand for, in order; empty where words say what is asked."""
+        return ()
 
     @abstractmethod
     def loss(self, model: VolumeLM, features: Features, batch: Batch) -> TaskOutput: ...

@@ -18,7 +18,7 @@ from torch import nn
 
 from vol3d import __version__
 from vol3d.model.adapters import Lora, Prefix, dense_state, merged_state
-from vol3d.model.interfaces import Encoder, Part, Projector, Task
+from vol3d.model.interfaces import Encoder, Part, Projector, Task, plain
 from vol3d.model.language import LanguageModel
 from vol3d.model.volume_lm import VolumeLM
 from vol3d.volume.atomic import save_tensors
@@ -143,17 +143,9 @@ def _describe(model: VolumeLM, tasks: Mapping[str, Task], merge: bool) -> dict[s
 def _spec(part: Part) -> dict[str, Any]:
     kind = type(part)
     module = next((m for m in _PUBLIC if getattr(import_module(m), kind.__name__, None) is kind), kind.__module__)
-    arguments = {name: _plain(value) for name, value in part.init_args.items() if not isinstance(value, nn.Module)}
+    arguments = {name: plain(value) for name, value in part.init_args.items() if not isinstance(value, nn.Module)}
     arguments |= {name: _spec(value) for name, value in part.init_args.items() if isinstance(value, Encoder)}
     return {"class_path": f"{module}.{kind.__qualname__}", "init_args": arguments}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
 
 
 def _part(spec: Mapping[str, Any], kind: type[Part], *args: Any) -> Any:
