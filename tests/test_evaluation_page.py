@@ -176,7 +176,14 @@ def test_probes_and_calibration_are_shown():
     over = {"value": 0.9, "low": 0.8, "high": 1.0, "p": 0.001}
     blank = score(0.98, 0.95, 1.0, control=0.08, over_control=over)
     told = {"blank": "once the volume is empty", "changed": "BEAF", "same_findings": "exactly the same"}
-    probes = {"blank": blank, "noise": noise, "caught": [], "not_judged": {"mirror": "no sides"}, "definitions": told}
+    probes = {
+        "blank": blank,
+        "noise": noise,
+        "judged": ["blank"],
+        "caught": [],
+        "not_judged": {"mirror": "no sides"},
+        "definitions": told,
+    }
     codes = {"ece": score(0.05), "reliability": [{"probability": 0.2, "frequency": 0.3, "labels": 9}]}
     html = render_page({"tasks": {"codes": codes}, "faithfulness": {"probes": probes, "twins": {"pairs": 0}}})
     gone = "Findings are gone from an empty volume"

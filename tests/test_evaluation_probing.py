@@ -159,7 +159,12 @@ def test_one_that_says_something_else_each_time_reacts_as_much_to_nothing():
 
 
 def test_few_patients_prove_nothing():
+    """Neither that a model looks nor that it does not: whatever they say, p could not fall below 0.01."""
     looks = [against_control([1] * n, [0] * n, [1] * n, range(n)) for n in (3, 7, 8)]
-    assert [verdict(score) for score in looks] == ["caught", "caught", "looks"]
+    assert [verdict(score) for score in looks] == ["not judged", "not judged", "looks"]
     assert looks[0]["over_control"]["p"] == 0.25
+    assert looks[0]["note"] == "not applicable: too few patients to tell (3, 8 could)"
+    blind = [against_control([1] * n, [1] * n, [1] * n, range(n)) for n in (7, 8)]
+    assert [verdict(score) for score in blind] == ["not judged", "caught"]
+    assert verdict(against_control([1] * 9, [0] * 9, [1] * 3 + [0] * 6, range(9))) == "not judged", "nothing was shown"
     assert verdict(against_control([1, 1], [0, 0], [1, 1], ["a", "a"])) == "not judged"

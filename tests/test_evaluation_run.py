@@ -31,8 +31,11 @@ def test_twins_are_told_with_what_their_scores_mean(tmp_path):
     model, manifest = toy(Says(), count=4)
     twin = {"twin_of": "s0", "change": "remove", "changed": LEFT}
     rows = [replace(study, meta={**study.meta, **(twin if study.study == "s3" else {})}) for study in manifest]
-    twins = evaluate(model, Manifest(rows), out=tmp_path, replicates=5)["faithfulness"]["twins"]
+    result = evaluate(model, Manifest(rows), out=tmp_path, replicates=5)
+    twins = result["faithfulness"]["twins"]
     assert twins["pairs"] == 1
+    assert "twins: not judged: too few patients to tell (1, 8 could)" in summary(result)
+    assert "No sign that it looks" not in (tmp_path / "evaluation.html").read_text()
     assert set(twins["definitions"]) == {"changed", "unchanged", "both", "sb", "ig", "id"}
     assert "BEAF" in (tmp_path / "evaluation.html").read_text()
 

@@ -13,6 +13,7 @@ patient.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -23,6 +24,8 @@ from vol3d.evaluation.intervals import Statistic, paired_bootstrap, share
 
 CHANCE = 0.01
 """A model that ignores the image escapes one probe once in two hundred times."""
+FEWEST = math.ceil(math.log2(2 / CHANCE))
+"""Patients without whom no score could lie below `CHANCE`, even if all of them agreed."""
 NOT_APPLICABLE = "not applicable: "
 
 DEFINITIONS = {
@@ -47,7 +50,8 @@ def against_control(
     interval and p.
 
     Where all patients with a difference agree on its sign, p is at least that of the sign test, so that three patients
-    who agree prove nothing; and it is just that where the draws have no spread.
+    who agree prove nothing; and it is just that where the draws have no spread. Of fewer than `FEWEST` patients a note
+    says that they cannot tell.
     """
     hits, control, totals = (np.asarray(values, dtype=np.float64) for values in (hits, control, totals))
     score = share(hits, totals, patients, replicates=replicates, seed=seed)
@@ -65,7 +69,11 @@ def against_control(
     if over.get("p") is not None:
         agreed = _sign_test(hits - control, patients)
         over["p"] = agreed if over["low"] == over["high"] else max(over["p"], agreed)
-    return score | {"control": float(control.sum() / totals.sum()), "over_control": over}
+    score |= {"control": float(control.sum() / totals.sum()), "over_control": over}
+    shown = len({patient for patient, total in zip(patients, totals, strict=True) if total > 0})
+    if shown < FEWEST:
+        score["note"] = f"{NOT_APPLICABLE}too few patients to tell ({shown}, {FEWEST} could)"
+    return score
 
 
 def _sign_test(gaps: ndarray, patients: Sequence[Hashable]) -> float:

@@ -154,8 +154,9 @@ def twin_consistency(pairs: Sequence[TwinPair], *, replicates: int = 1000, seed:
 
     Returns:
         "changed", "unchanged", "both", "sb", "ig", "id" (DEFINITIONS), each with a 95 % interval clustered on
-        patients; "caught", ["changed"] where it does not lie above its control; "pairs" (how many), "not_judged"
-        (resized pairs without sizes), "by_change" {change: {"changed", "unchanged", "pairs"}}.
+        patients; "judged", ["changed"] unless too few patients have a twin; "caught", the same where it does not lie
+        above its control; "pairs" (how many), "not_judged" (resized pairs without sizes), "by_change" {change:
+        {"changed", "unchanged", "pairs"}}.
     """
     if not pairs:
         return {name: undefined("no twin pairs") for name in ("changed", "unchanged", "both")} | {"pairs": 0}
@@ -168,7 +169,9 @@ def twin_consistency(pairs: Sequence[TwinPair], *, replicates: int = 1000, seed:
         replicates=replicates,
         seed=seed,
     )
-    result["caught"] = ["changed"] if verdict(result["changed"]) == "caught" else []
+    said = verdict(result["changed"])
+    result["judged"] = [] if said == "not judged" else ["changed"]
+    result["caught"] = ["changed"] if said == "caught" else []
     result["pairs"] = len(pairs)
     result["not_judged"] = sum(pair.changed is None for pair in pairs)
     result["by_change"] = {}

@@ -26,7 +26,7 @@ def faithfulness_groups(block: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "kinds": ["Control"] if any(row["baselines"] for row in rows) else [],
                 "facts": {title_of(k): v for k, v in scores.items() if isinstance(v, int) and not isinstance(v, bool)},
                 "caught": None if "caught" not in scores else [title_of(name).lower() for name in scores["caught"]],
-                "judged": len([row for row in rows if row["baselines"]]),
+                "judged": len(scores.get("judged", ())),
                 "not_judged": scores["not_judged"] if isinstance(scores.get("not_judged"), Mapping) else {},
             }
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vol3d.evaluation.controls import NOT_APPLICABLE
 from vol3d.evaluation.headline import headline_of
 
 
@@ -31,7 +32,8 @@ def summary(result: Mapping[str, Any]) -> str:
         if isinstance(block, Mapping) and "caught" in block:
             said = f"no sign of looking in {', '.join(block['caught'])}" if block["caught"] else "looks at the image"
             if not block.get("judged", True):
-                said = f"not judged: {'; '.join(dict.fromkeys(block['not_judged'].values()))}"
+                left = {"": block["changed"].get("note") or "no interval"} if name == "twins" else block["not_judged"]
+                said = f"not judged: {'; '.join(dict.fromkeys(left.values()))}".replace(NOT_APPLICABLE, "")
             lines.append(f"{name if name == 'twins' else f'probes, {name}'}: {said}")
     if "tasks" in result.get("base", {}):
         from vol3d.evaluation.compare import comparison_text
