@@ -192,6 +192,7 @@ def test_all_bad_rows_are_counted_and_five_shown(folder: Path) -> None:
         ("[1]", "row 1 .*is not a JSON object"),
         ("[" * 100_000, "row 1 .*is nested too deeply"),
         ({"study": "x", "image": "ct/a\0.nii.gz"}, "row 1 .*no file or folder at"),
+        ({"study": "x", "image": "ct\\a.nii.gz"}, r"it is there with / in place of \\\): paths"),
         ({"study": "x"}, "field 'image': is missing"),
         ({"image": "ct/a.nii.gz"}, "field 'study': is missing"),
     ],

@@ -211,7 +211,9 @@ def forget_folders() -> None:
 
 
 def _nearest(path: str) -> str:
-    """A hint when the same file lies there under another suffix."""
+    """A hint when the same file lies there under another suffix, or behind the other slash."""
+    if "\\" in path and os.path.exists(path.replace("\\", "/")):
+        return " (it is there with / in place of \\)"
     folder, name = os.path.split(path)
     try:
         close = _by_stem(folder).get(name.split(".")[0])
