@@ -25,6 +25,7 @@ _WORDS = {
     "right middle lobe": "lingula",
     "left middle lobe": "right lingula",
     "middle lobe": "lingular lobe",
+    "right middle-lobe": "lingular",
     "rml": "left lingula",
 }
 _SWAP = {**_WORDS, **{b: a for a, b in _WORDS.items()}}

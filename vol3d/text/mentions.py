@@ -59,17 +59,20 @@ _DIRECT: tuple[tuple[str, tuple[str, ...], str], ...] = (
      r"|enlarged (?:heart|cardiac silhouette)|(?:heart|cardiac silhouette|heart size)" + _ENLARGED + " enlarged"),
     ("pericardial effusion", ("pericardi",),
      r"pericardial fluid|fluid (?:with)?in the pericardi(?:um|al (?:space|sac))|h(?:a?)emopericardium"),
-    ("coronary artery calcification", ("coronar",),
-     r"(?<!normal )coronar(?:y|ies) (?:arter(?:y|ial|ies) )?(?:(?:and|&) (?:\w+ ){1,3}|(?:[\w-]+ ){0,2})"
+    ("coronary artery calcification", ("coronar", "lad", "lcx", "rca", "left main", "circumflex"),
+     r"(?:lad|lcx|rca|left main|circumflex)(?: artery)? (?:calcifications?|calcium|calcified plaques?)"
+     r"|(?:calcifications?|calcified plaques?|athero\w+) (?:in|of|within) the (?:lad|lcx|rca|left main|circumflex)\b"
+     r"|(?<!normal )coronar(?:y|ies) (?:arter(?:y|ial|ies) )?(?:(?:and|&) (?:\w+ ){1,3}|(?:[\w-]+ ){0,2})"
      r"(?:calcifications?|calcium|calcified plaques?)|coronary (?:artery |arterial )?athero\w+"
      r"|coronary arteries" + _ENLARGED + r" calcified|calcified coronary (?:arter(?:y|ies)|plaques?)"
      r"|(?:calcif\w+|athero\w+)(?: (?!no\b|not\b|normal\b)\w+){0,7} coronar(?:y|ies)(?: arter(?:y|ies))?"),
-    ("aortic aneurysm", ("aaa",), r"aaa"),
+    ("aortic aneurysm", ("aaa",), r"t?aaa"),
     ("hepatic steatosis", ("steato", "fatty"),
      r"(?:hepatic )?steatosis|hepatosteatosis|steatotic(?: liver)?|fatty liver"
      r"|liver" + _ENLARGED + r"(?: enlarged,? and)? fatty(?: infiltrated)?"
      r"|fatty (?:infiltration|change)(?! of the panc| in the panc)(?: (?:of|in) the liver)?"
      r"|fatty replacement of the liver"),
+    ("liver lesion", ("hcc", "hepatocellular"), r"hccs?|hepatocellular carcinomas?"),
     ("gallstones", ("gallstone", "gall stone", "lithiasis"), r"gall ?stones?|chole(?:cysto)?lithiasis"),
     ("splenomegaly", ("sple",),
      r"(?:hepato)?splenomegaly|splenic enlargement|enlargement of the spleen|enlarged (?:liver and )?spleen"
@@ -92,10 +95,12 @@ _DIRECT: tuple[tuple[str, tuple[str, ...], str], ...] = (
      r"|(?:dilat\w+ (?:\w+ ){0,5}(?:(?:small|large)[- ])?bowel|(?:(?:small|large)[- ])?bowel (?:\w+ ){0,4}dilat\w+)"
      r"[\w ,.]{0,60}? (?:for|with|of|suggest\w+) (?:\w+ )??obstruction"),
     ("inguinal hernia", ("inguinal", "groin"),
-     r"(?:inguinal|groin)(?:[- ](?!hernia)[\w,]+){0,4}?[- ]hernias?(?: containing \w+)?"
-     r"|hernias? in(?:to)? the (?:left |right )?(?:inguinal (?:canal|region)|groin)"),
-    ("hiatal hernia", ("hiat", "diaphragmatic"),
-     r"(?:sliding |para-?esophageal )?hiat(?:al|us)(?: (?!hernia)\w+){0,3}? hernias?|diaphragmatic hernias?"),
+     r"(?:inguinal|groin)(?:[- ](?!hernia)[\w,]+){0,4}?[- ]hernia[se]?(?: containing \w+)?"
+     r"|hernia[se]? in(?:to)? the (?:left |right )?(?:inguinal (?:canal|region)|groin)"),
+    ("hiatal hernia", ("hiat", "diaphragmatic", "esophageal"),
+     r"para-?o?esophageal hernia[se]?"
+     r"|(?:sliding |para-?o?esophageal )?hiat(?:al|us)(?: (?!hernia)\w+){0,3}? hernia[se]?"
+     r"|diaphragmatic hernia[se]?"),
     ("vertebral fracture", ("fracture", "deformit", "wedg", "height", "collapse", "compression"),
      r"(?:compression|wedge|burst)(?: \w+)?? (?:fractures?|deformit(?:y|ies))"
      r"|vertebra(?:l|l body|l bodies|e)?(?: \w+)?? (?:fractures?|collapse|compression)"
@@ -124,6 +129,7 @@ HEADS = (
           {**_LESION, "lung": "pulmonary nodule"}),
     _Head(re.compile(r"\b(?:mass(?:es)?|tumou?rs?)\b"), ("mass", "tumo"),
           {**_LESION, "lung": "pulmonary nodule"}),
+    _Head(re.compile(r"\bha?emangiomas?\b"), ("mangioma",), {"liver": "liver lesion"}),
     _Head(re.compile(r"\bfractures?\b"), ("fracture",), {"spine": "vertebral fracture"}),
     _Head(re.compile(r"(?<!airway )(?<!tracheal )(?<!bronchial )(?<!expiratory )(?<!dynamic )\bcollapsed?\b"
                      r"(?! of the (?:trachea|airway|(?:[\w-]+ ){0,3}bronch))"), ("collapse",),
@@ -163,7 +169,7 @@ _PARTS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
 """Parts of organs → kinds that have them, a bare word meaning the first; other organs that do; headers they go by."""
 _PART_OF = re.compile(r",? (?:of|in|within) (?:(?:the|an?|this|both) )?(?:[\w-]+ ){0,2}")
 _ORGAN_GATE = re.compile("|".join(("cyst", "stone", "calcul", "lesion", "metasta", "mass", "tumo", "nodul", "effusion",
-                                   "fracture", "aneurysm", "collapse")))  # fmt: skip
+                                   "fracture", "aneurysm", "mangioma", "collapse")))  # fmt: skip
 _PREPOSITIONS = (
     r"in|on|at|of|the|with|and|or|nor|is|are|was|were|has|have|shows?|contains?|there|no|without|but|to|from"
 )

@@ -20,6 +20,7 @@ _WORDS = {
     "fxs": "fractures",
     "hydro": "hydronephrosis",
     "calcs": "calcifications",
+    "cac": "coronary artery calcification",
     "gb": "gallbladder",
     "ggn": "ground-glass nodule",
     "ggns": "ground-glass nodules",
@@ -33,7 +34,7 @@ _SHORT = re.compile(
     r"(?<![\w/-])(?:"
     r"(?P<adjective>(?i:b/l|bilat|mod(?=[ -]|\. [a-z])|sm(?= )|comp(?= (?:fx|fracture|deformit)))"
     rf"|[Ll]t|[Rr]t|[LR]T{_SIDE_OF})(?P<dot>\.(?= [a-z]))?(?![\w/])"
-    r"|(?P<word>(?i:c/w|fxs?|hydro|calcs|gb|ggns?))(?![\w/-])"
+    r"|(?P<word>(?i:c/w|fxs?|hydro|calcs|cac|gb|ggns?))(?![\w/-])"
     r"|(?P<with>(?i:w/)(?= ))"
     r")"
 )
