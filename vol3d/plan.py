@@ -128,7 +128,7 @@ def _stage(rehearsal: _Rehearsal, name: str, room: float, tflops: float | int) -
 def _advice(recipe: Sequence[str], samples: list[Sample], worst: StagePlan, room: float) -> list[str]:
     """What makes the heaviest stage fit, each remedy tried by itself."""
 
-    def needs(total: float) -> str:
+    def needs(total: float | int) -> str:
         return f"{total / GB:.2f} GB, {'fits' if total <= room else 'not enough alone'}"
 
     advice = []
