@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from vol3d.data.batch import Batch
 from vol3d.data.study import Study
-from vol3d.model.cross_entropy import is_sharded
+from vol3d.model.cross_entropy import is_sharded, most_of_ranks
 from vol3d.model.interfaces import Evidence, Features, Task, TaskOutput
 from vol3d.model.pooling import QueryPool
 from vol3d.model.text_encoder import language_text, language_volume, text_encoder, unit
 from vol3d.model.volume_lm import VolumeLM
 from vol3d.text.parser import parse_findings
 from vol3d.text.sections import MERLIN_ORGANS, split_organs
-from vol3d.training.contrastive import any_rank, at_most, in_chunks, infonce, most_of_ranks, siglip
+from vol3d.training.contrastive import any_rank, at_most, in_chunks, infonce, siglip
 
 OTHER_POOLS = (32, 64, 128, 500, 1000, 2000)
 """Merlin's and M3D-Bench's pools, scored beside those of 100."""

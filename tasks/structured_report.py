@@ -66,10 +66,11 @@ class StructuredReport(ReportGeneration):
         features = visual_rows(model, features, range(len(features)))
         prompts, count = [self.asked(study) for study in batch.studies], features.visual.shape[1]
         taken = [len(language.prompt_ids(prompt, count)) for prompt in prompts]
+        rooms = [min(self.max_new_tokens, language.max_length - length) for length in taken]
         texts: dict[int, str] = {}
         # A list closes within its own room, not within that of a neighbour with a longer prompt.
-        for room in {min(self.max_new_tokens, language.max_length - length) for length in taken}:
-            rows = [row for row, n in enumerate(taken) if min(self.max_new_tokens, language.max_length - n) == room]
+        for room in dict.fromkeys(rooms):
+            rows = [row for row, own in enumerate(rooms) if own == room]
             processor = GrammarProcessor(self.tokens(language.tokenizer), [language.tokenizer.eos_token_id], room)
             asked = [prompts[row] for row in rows]
             said = model.generate(features[rows], asked, max_new_tokens=room, logits_processor=[processor])

@@ -57,7 +57,7 @@ def linear_cross_entropy(
     chunks = list(zip(hidden.split(rows), targets.split(rows), strict=True))
     if any(is_sharded(parameter) for parameter in head.parameters()):
         # Each chunk gathers the weight, so all processes take as many: the rest of them are empty.
-        chunks += [(hidden[:0], targets[:0])] * (_most(len(chunks), hidden.device) - len(chunks))
+        chunks += [(hidden[:0], targets[:0])] * (most_of_ranks(len(chunks), hidden.device) - len(chunks))
     for part, wanted in chunks:
         if torch.is_grad_enabled():
             total = total + checkpoint(chunk_loss, part, wanted, use_reentrant=False)
@@ -71,7 +71,7 @@ def is_sharded(parameter: Tensor) -> bool:
     return hasattr(parameter, "ds_id") or type(parameter.data).__name__ == "DTensor"
 
 
-def _most(count: int, device: torch.device) -> int:
+def most_of_ranks(count: int, device: torch.device) -> int:
     """The highest count of any process."""
     if not (dist.is_available() and dist.is_initialized()):
         return count

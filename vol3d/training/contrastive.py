@@ -188,15 +188,6 @@ def any_rank(count: int, device: torch.device) -> bool:
     return int(total) > 0
 
 
-def most_of_ranks(count: int, device: torch.device) -> int:
-    """The highest count of any rank."""
-    if _ranks() == 1:
-        return count
-    highest = torch.tensor([count], device=device)
-    dist.all_reduce(highest, op=dist.ReduceOp.MAX)
-    return int(highest)
-
-
 class _AtMost(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, limit: float) -> Tensor:
