@@ -59,6 +59,26 @@ def test_m3d_bench_from_its_files(tmp_path):
     assert manifest[0].report == "A small left pleural effusion."
 
 
+def test_images_of_one_name_keep_their_own_questions(tmp_path):
+    """Phases and planes name M3D's files: their words are the same in every patient."""
+    folder, names = tmp_path / "M3D_Cap", ("Axial_C__portal_venous_phase", "Coronal_C__portal_venous_phase")
+    images = [f"ct_case/{case}/{name}.npy" for case in ("000007", "000012") for name in names]
+    for image in images:
+        (folder / image).parent.mkdir(parents=True, exist_ok=True)
+        np.save(folder / image, np.zeros((1, 4, 8, 8), np.float32))
+        (folder / image).with_name("text.txt").write_text("Ascites.")
+    items = [{"image": image, "text": str(image.rpartition("/")[0]) + "/text.txt"} for image in images]
+    (folder / "M3D_Cap.json").write_text(json.dumps({"test": items}))
+    with (folder / "M3D_VQA_test.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(HEADER)
+        for image in images[::-1]:
+            rows.writerow([f"M3D_Cap_npy/{image}", f"What of {image}?", "a", "b", "c", "d", "a", "A", "Plane"])
+    manifest = read_m3d_bench(folder, tmp_path / "volumes")
+    assert [study.questions[0]["question"] for study in manifest] == [f"What of {image}?" for image in images]
+    assert [len(study.questions) for study in manifest] == [2] * len(images)
+
+
 def m3d_masks(root):
     """Below the same folder: M3D-Seg's dataset 0003 with one case, M3D-RefSeg with one sentence."""
     rng = np.random.default_rng(1)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -86,8 +87,14 @@ def _captioned(cards: list[Path], root: Path, out: Path) -> list[Study]:
         if "vqa" in table.name.lower():
             for row in _rows(table, _VQA):
                 asked[_key(row["Image Path"])] += _questions(row)
-    known = {_key(study.study): study for study in Manifest.from_m3d(cards[0], out)}
-    return [replace(study, questions=asked.get(key, [])) for key, study in known.items()]
+    return [replace(study, questions=_asked_of(study, asked)) for study in Manifest.from_m3d(cards[0], out)]
+
+
+def _asked_of(study: Study, asked: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The questions of the image that a study is named after, from whatever folder its path starts."""
+    words = _key(study.study).split("_")
+    ends = ("_".join(words[start:]) for start in range(len(words)))
+    return next((asked[end] for end in ends if end in asked), [])
 
 
 def _is_captions(path: Path) -> bool:
@@ -112,8 +119,8 @@ def _questions(row: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def _key(name: str) -> str:
-    """The same image is named from different folders in M3D's files: its last three parts tell it."""
-    return "_".join(name.removesuffix(".npy").replace("/", "_").replace("-", "_").split("_")[-3:]).lower()
+    """The same image is named from different folders in M3D's files: the last three parts of its path tell it."""
+    return re.sub(r"[\W_]+", "_", "_".join(name.removesuffix(".npy").split("/")[-3:])).lower()
 
 
 # --- masks --------------------------------------------------------------------------------------------------------
