@@ -214,12 +214,14 @@ class Retrieval(Task):
             "seed": evidence.seed,
         }
         scores = score_retrieval(volumes, texts, patients, **options)
-        if len(set(patients)) > 1:
+        try:
             dealt = np.array(blind(list(volumes), patients, evidence.seed))
-            blindly = score_retrieval(dealt, texts, patients, **{**options, "replicates": 2, "other_pools": ()})
-            scores["baselines"]["blind"] = {
-                name: value["value"] for name, value in blindly.items() if name.startswith(("recall", "mrr"))
-            }
+        except ValueError as error:
+            blindly: dict[str, Any] = {"recall@1": None, "note": str(error)}
+        else:
+            told = score_retrieval(dealt, texts, patients, **{**options, "replicates": 2, "other_pools": ()})
+            blindly = {name: value["value"] for name, value in told.items() if name.startswith(("recall", "mrr"))}
+        scores["baselines"] = scores.get("baselines", {}) | {"blind": blindly}
         return {"retrieval": scores | {"equal": self.equal}}
 
 

@@ -90,6 +90,26 @@ def test_it_finds_the_text_of_a_volume_it_has_not_seen() -> None:
     assert unseen_loss(*trained()) < 0.6 * math.log(16)
 
 
+def test_studies_that_cannot_be_dealt_or_that_say_the_same_are_scored() -> None:
+    """One patient with most of the studies has no blind baseline; equal texts leave nothing to choose from."""
+    rng = np.random.default_rng(0)
+    task = Retrieval(shared(), text_encoder=SMALL, queries=4, embed_dim=16)
+    for reports, patients, score in (
+        (["One.", "Two.", "Three."], "AAB", 1.0),
+        (["Normal."] * 4, "ABCD", None),
+    ):
+        studies = [
+            replace(study(number).study, study=f"s{number}", patient=patient, report=report)
+            for number, (patient, report) in enumerate(zip(patients, reports, strict=True))
+        ]
+        vectors = [vector.tolist() for vector in rng.normal(size=(len(studies), 16))]
+        rows = {s.study: {"retrieval": {"volume": v, "text": v}} for s, v in zip(studies, vectors, strict=True)}
+        scores = task.score(Evidence(studies, rows, replicates=20))["retrieval"]
+        assert scores["recall@1"]["value"] == score
+        assert scores["baselines"]["blind"]["recall@1"] is None
+    assert scores["recall@1"]["note"] == "one text: nothing to choose from"
+
+
 @pytest.mark.slow
 @pytest.mark.learn
 def test_it_learns_nothing_from_shuffled_volumes() -> None:
