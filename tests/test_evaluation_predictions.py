@@ -1,5 +1,6 @@
 """What a model is shown, and what its kept predictions depend on."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from toy_models import LEFT, Nothing, Toy, samples
 from world import study as world_study
 
 from vol3d.data.manifest import Manifest
-from vol3d.evaluation.predictions import Looker, Shelf, cut_or_pad, fingerprint
+from vol3d.evaluation.predictions import Looker, Shelf, cut_or_pad, fingerprint, read_predictions
 from vol3d.evaluation.run import evaluate
 from vol3d.model.places import boxes_to_mm
 from vol3d.tasks import VQA, Grounding, PromptSegmentation, Regions, ReportGeneration, Retrieval
@@ -31,6 +32,15 @@ def moved(sample, by, hu=None):
     affine = sample.affine.clone()
     affine[:3, 3] = torch.tensor(by, dtype=affine.dtype)
     return replace(sample, affine=affine, hu=sample.hu if hu is None else hu)
+
+
+def test_a_text_may_hold_any_character(tmp_path):
+    """U+0085 and U+2028 end a line for `str.splitlines`, and nothing in JSON."""
+    said = "No effusion.\u2028Ascites.\u0085Übrige Organe unauffällig."
+    rows = [{"study": name, "report": said} for name in "ab"]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)
+    (tmp_path / "predictions.jsonl").write_bytes(text.encode())
+    assert read_predictions(tmp_path) == {row["study"]: row for row in rows}
 
 
 def test_another_patients_volume_is_shown_in_the_studys_own_frame(tmp_path):

@@ -156,7 +156,8 @@ def read_predictions(path: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def _parse(text: str, path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    # A text may hold what `splitlines` takes for the end of a line (U+0085, U+2028), a JSON line only "\n".
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
