@@ -5,7 +5,10 @@ import pytest
 from scipy import stats
 
 from vol3d.evaluation.intervals import clustered_bootstrap, draw_weights, paired_bootstrap, share
-from vol3d.evaluation.metrics.findings import Counts
+from vol3d.evaluation.metrics.codes import score_codes
+from vol3d.evaluation.metrics.findings import Counts, score_findings
+from vol3d.evaluation.metrics.segmentation import score_segmentation
+from vol3d.evaluation.metrics.survival import score_outcomes
 
 
 def mean_of(values):
@@ -172,3 +175,31 @@ def test_no_study_is_an_error():
 def test_a_statistic_of_the_wrong_shape_is_named():
     with pytest.raises(ValueError, match=r"shape \(3,\) for 1 rows"):
         clustered_bootstrap(lambda weights: np.zeros(3), ["a", "b"])
+
+
+def exact(score, patients):
+    """The score is 0 or 1 and its interval the exact binomial one of so many patients."""
+    bound = 0.025 ** (1 / patients)
+    return [score["low"], score["high"]] == pytest.approx([bound, 1.0] if score["value"] else [0.0, 1 - bound])
+
+
+def test_a_score_without_spread_rests_on_the_patients_it_is_of():
+    """A perfect code of two patients with five studies each, one right report of twenty patients, two events."""
+    patients = np.arange(50) // 5
+    truth = np.where(patients < 2, 1.0, 0.0)[:, None]
+    codes = score_codes(0.1 + 0.8 * truth, truth, patients.tolist(), ["A"])
+    assert exact(codes["per_code"]["A"]["auroc"], 2)
+    assert exact(codes["macro_auroc"], 2)
+    said = score_findings([{"ascites"}] * 20, [{"ascites"}] + [set()] * 19, range(20))
+    assert said["finding_precision_micro"]["value"] == 1
+    assert exact(said["finding_precision_micro"], 1)
+    assert exact(score_findings([{"ascites"}] * 20, [{"ascites"}] * 20, range(20))["finding_f1"], 20)
+    days, events = np.arange(10.0), np.arange(10) < 2
+    told = score_outcomes({"death": (days, events, -days, {5: days / 10})}, {"death": range(10)})
+    assert exact(told["c_index"], 2)
+    assert exact(told["per_outcome"]["death"]["c_index_ipcw"], 2)
+    assert exact(told["per_outcome"]["death"]["auc@5"], 2)
+    missed = {"dice": 0.0, "nsd": 0.0, "hd95_mm": 0.0, "volume_error_ml": 0.0, "m3d_soft_dice": 0.0}
+    masks = score_segmentation([missed] * 4, range(4))
+    assert exact(masks["dice"], 4)
+    assert [masks["hd95_mm"][end] for end in ("low", "high")] == [0.0, 0.0]

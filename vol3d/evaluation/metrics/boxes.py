@@ -71,7 +71,8 @@ def score_boxes(
     hull = np.array([-1.0 if box is None else m3d_hull_iou(box, truth) for truth, box in pairs])
     options = {"replicates": replicates, "seed": seed}
     once = np.ones(len(pairs))
-    result = {"iou": mean_score(iou, patients, **options), "m3d_hull_iou": mean_score(hull, patients, **options)}
+    result = {"iou": mean_score(iou, patients, share=True, **options)}
+    result["m3d_hull_iou"] = mean_score(hull, patients, **options)
     for bound in (0.25, 0.5):
         result[f"found@{bound}"] = share((iou >= bound).astype(np.float64), once, patients, **options)
     readable = np.array([float(box is not None) for box in predicted])

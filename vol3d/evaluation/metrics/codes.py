@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from vol3d.evaluation.intervals import clustered_bootstrap, mean_defined, undefined
+from vol3d.evaluation.intervals import cluster_index, clustered_bootstrap, mean_defined, undefined
 from vol3d.evaluation.metrics.baselines import blind
 from vol3d.evaluation.metrics.ranking import Ranking
 
@@ -69,8 +69,8 @@ def score_codes(
     if len(kept):
         parts = CodeScores(probabilities[:, kept], positive[:, kept], negative[:, kept])
         cut = None if thresholds is None else thresholds[kept]
-        fewer = np.minimum(*counts)[kept].astype(int).tolist()  # what an area rests on
-        trials = [len(set(patients))] * len(names) + fewer * len(names)
+        rarer, every = _rarer(positive[:, kept], negative[:, kept], patients)  # what an area rests on
+        trials = [every] * len(names) + rarer * len(names)
         estimates = clustered_bootstrap(
             lambda weights: parts.statistic(weights, cut), patients, trials=trials, **options
         )
@@ -219,6 +219,14 @@ def _blind(
         values = [_calibration_of(probabilities[deal], positive, known, bins)(once)[0] for deal in deals]
         result |= dict(zip(("ece", "brier"), np.mean(values, axis=0).tolist(), strict=True))
     return result
+
+
+def _rarer(positive: ndarray, negative: ndarray, patients: Sequence[Hashable]) -> tuple[list[int], int]:
+    """How many patients have the rarer label of each code, and of any code."""
+    who = cluster_index(patients)
+    sides = [[set(who[column > 0].tolist()) for column in side.T] for side in (positive, negative)]
+    rarer = [min(pair, key=len) for pair in zip(*sides, strict=True)]
+    return list(map(len, rarer)), len(set().union(*rarer))
 
 
 def _support(counts: tuple[ndarray, ndarray], code: int) -> dict[str, int]:

@@ -123,9 +123,11 @@ def score_findings(
     if len(patients) != len(truths):
         raise ValueError(f"{len(truths)} studies, {len(patients)} patients: give one patient a study")
     options = {"replicates": replicates, "seed": seed}
-    ill = len({patient for patient, row in zip(patients, counts.true, strict=True) if row.any()})
+    who = cluster_index(patients)
+    ill, told = (len(set(who[table.any(1)].tolist())) for table in (counts.true, counts.predicted))
+    trials = [ill, told or ill, ill] * 2  # a precision rests on those of whom a finding is reported
     scores: dict[str, Any] = dict(
-        zip(MACRO_MICRO, clustered_bootstrap(counts.statistic, patients, trials=ill, **options), strict=True)
+        zip(MACRO_MICRO, clustered_bootstrap(counts.statistic, patients, trials=trials, **options), strict=True)
     )
     if not counts.support.any():
         for name in MACRO_MICRO:

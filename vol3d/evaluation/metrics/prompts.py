@@ -110,7 +110,7 @@ def _scores(
             known = [i for i in some if rows[i][metric] is not None]
             values, who = np.array([rows[i][metric] for i in known]), [patients[i] for i in known]
             why = "no such prompt" if metric == "dice" else "no probabilities were kept with the masks"
-            result[kind + metric] = mean_score(values, who, **options) if known else undefined(why)
+            result[kind + metric] = mean_score(values, who, share=True, **options) if known else undefined(why)
     found = np.array([row["found"] for row in rows])
     silent, others = np.array([row["silent"] for row in absent]), [row["patient"] for row in absent]
     result["present_found"] = share(found, np.ones(len(found)), patients, **options) if rows else undefined("no prompt")

@@ -103,21 +103,32 @@ def _means(rows: Sequence[Mapping[str, Any]], patients: Sequence[Hashable], opti
         if not known.any():
             result[metric] = undefined(f"defined for none of {len(rows)} masks")
             continue
-        result[metric] = mean_score(values[known], [p for p, k in zip(patients, known, strict=True) if k], **options)
+        who = [patient for patient, there in zip(patients, known, strict=True) if there]
+        result[metric] = mean_score(values[known], who, share=not metric.endswith(("_mm", "_ml")), **options)
         if not known.all():
             result[metric]["note"] = f"over the {known.sum()} of {len(rows)} masks for which it is defined"
     return result
 
 
 def mean_score(
-    values: Float[ndarray, " items"], patients: Sequence[Hashable], *, replicates: int = 1000, seed: int = 0
+    values: Float[ndarray, " items"],
+    patients: Sequence[Hashable],
+    *,
+    share: bool = False,
+    replicates: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """The mean of one number an item, with its patient-clustered interval."""
+    """The mean of one number an item, with its patient-clustered interval.
+
+    Args:
+        share: of numbers between 0 and 1: where all are 0, or all 1, the interval is the exact binomial one.
+    """
 
     def statistic(weights: ndarray) -> ndarray:
         return weights @ values / weights.sum(1)
 
-    return clustered_bootstrap(statistic, patients, replicates=replicates, seed=seed)[0]
+    trials = len(set(patients)) if share else None
+    return clustered_bootstrap(statistic, patients, trials=trials, replicates=replicates, seed=seed)[0]
 
 
 def _surface(predicted: ndarray, truth: ndarray, spacing: Spacing, tolerance_mm: float) -> dict[str, float]:

@@ -70,7 +70,8 @@ def score_outcome(
     options = {"replicates": replicates, "seed": seed}
     result: dict[str, Any] = {"events": int(events.sum()), "studies": len(days)}
     pairs = Concordance(days, events, risk)
-    estimates = clustered_bootstrap(pairs.both, patients, **options)
+    having = _patients(patients, events)
+    estimates = clustered_bootstrap(pairs.both, patients, trials=having, **options)
     for name, estimate in zip(("c_index", "c_index_ipcw"), estimates, strict=True):
         result[name] = estimate
         if estimate["value"] is None:
@@ -78,7 +79,8 @@ def score_outcome(
     baselines: dict[str, float | None] = {"c_index": 0.5, "c_index_ipcw": 0.5}
     for horizon, chance in (survival or {}).items():
         at = _Horizon(days, events, risk, chance, float(horizon))
-        auc, brier = clustered_bootstrap(at.statistic, patients, **options)
+        trials = [min(_patients(patients, side) for side in (at.case, at.control)), 0]
+        auc, brier = clustered_bootstrap(at.statistic, patients, trials=trials, **options)
         result |= {f"auc@{horizon:g}": auc, f"brier@{horizon:g}": brier}
         baselines |= {f"auc@{horizon:g}": 0.5, f"brier@{horizon:g}": at.reference()}
     return result | {"baselines": {"constant": baselines, "blind": _blind(days, events, risk, patients, seed)}}
@@ -115,7 +117,8 @@ def score_outcomes(
         return mean_defined(np.stack([table.both(part) for table, part in zip(tables, parts, strict=True)]), 0)
 
     names = ("c_index", "c_index_ipcw")
-    means = dict(zip(names, clustered_bootstrap(statistic, everyone, **options), strict=True))
+    having = _patients(everyone, np.concatenate([events for _, events, _, _ in outcomes.values()]))
+    means = dict(zip(names, clustered_bootstrap(statistic, everyone, trials=having, **options), strict=True))
     known = {name: one for name, one in scored.items() if one["c_index"]["value"] is not None}
     note_left_out(means.values(), [name for name in scored if name not in known])
     baselines = {
@@ -129,6 +132,11 @@ def note_left_out(scores: Iterable[dict[str, Any]], outcomes: Sequence[str]) -> 
     """Tell in a mean's note which outcomes it is without."""
     for score in scores if outcomes else ():
         score["note"] = "; ".join(filter(None, (score.get("note"), f"without {', '.join(outcomes)}: {NO_PAIR}")))
+
+
+def _patients(patients: Sequence[Hashable], chosen: Bool[ndarray, " _studies"]) -> int:
+    """How many patients the chosen studies are of."""
+    return len({patient for patient, one in zip(patients, chosen, strict=True) if one})
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

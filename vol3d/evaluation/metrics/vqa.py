@@ -151,7 +151,7 @@ def score_open(
     pairs = list(zip(outputs, answers, strict=True))
     equal = np.array([float(plain(output) == plain(answer)) for output, answer in pairs])
     result["exact_match"] = share(equal, np.ones(len(pairs)), patients, **options)
-    result["token_f1"] = mean_score(np.array([token_f1(*pair) for pair in pairs]), patients, **options)
+    result["token_f1"] = mean_score(np.array([token_f1(*pair) for pair in pairs]), patients, share=True, **options)
     said: dict[str, Sequence[str]] = {} if blind_outputs is None else {"blind": blind_outputs}
     most = Counter(answers).most_common(1)[0][0]
     said["text_prior"] = [most if one is None else one for one in prior or [None] * len(answers)]
