@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vol3d.data.batch import Batch
 from vol3d.data.study import Study
+from vol3d.evaluation.metrics.codes import MIN_POSITIVES
 from vol3d.model.interfaces import Evidence, Features, Task, TaskOutput
 from vol3d.model.volume_lm import VolumeLM
 from vol3d.tasks.pooling import PooledLogits, Pooling
@@ -64,7 +65,7 @@ class EHRCodes(Task):
         max_weight: float = 20.0,
         pooling: Pooling = "attention",
         hierarchy: Literal["max", "noisy-or", "none"] = "max",
-        min_positives: int = 5,
+        min_positives: int = MIN_POSITIVES,
         weight: float = 1.0,
     ) -> None:
         super().__init__()

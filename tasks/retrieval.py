@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,8 +16,8 @@ from vol3d.model.interfaces import Evidence, Features, Task, TaskOutput
 from vol3d.model.pooling import QueryPool
 from vol3d.model.text_encoder import language_text, language_volume, text_encoder, unit
 from vol3d.model.volume_lm import VolumeLM
-from vol3d.text.parser import parse_findings
-from vol3d.text.sections import MERLIN_ORGANS, split_organs
+from vol3d.text.matching import matched, says
+from vol3d.text.sections import MERLIN_ORGANS
 from vol3d.training.contrastive import any_rank, at_most, in_chunks, infonce, siglip
 
 OTHER_POOLS = (32, 64, 128, 500, 1000, 2000)
@@ -169,10 +169,7 @@ class Retrieval(Task):
 
     def of(self, study: Study) -> dict[str, str]:
         """The texts of `study` that are matched, by part; empty when it has none."""
-        if self.text == "sections":
-            return split_organs(study.findings or "")
-        text = getattr(study, self.text)
-        return {self.text: text} if text else {}
+        return matched(study, self.text)
 
     def learns(self, study: Study) -> bool:
         return bool(self.of(study))
@@ -223,11 +220,6 @@ class Retrieval(Task):
             blindly = {name: value["value"] for name, value in told.items() if name.startswith(("recall", "mrr"))}
         scores["baselines"] = scores.get("baselines", {}) | {"blind": blindly}
         return {"retrieval": scores | {"equal": self.equal}}
-
-
-def says(text: str, equal: str) -> Hashable:
-    """What a text says, as far as two texts may say the same: its words, or its findings in every detail."""
-    return " ".join(text.lower().split()) if equal == "text" else tuple(parse_findings(text))
 
 
 def _rounded(vector: Sequence[float]) -> list[float]:

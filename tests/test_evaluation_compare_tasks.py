@@ -12,8 +12,11 @@ from vol3d.data.questions import asked_of
 from vol3d.data.study import Study
 from vol3d.evaluation.compare_page import render
 from vol3d.evaluation.compare_tasks import COMPARISONS
+from vol3d.evaluation.metrics.codes import score_codes
+from vol3d.evaluation.metrics.retrieval import score_retrieval
 from vol3d.evaluation.metrics.survival import c_index, c_index_ipcw
 from vol3d.evaluation.sides import Sides
+from vol3d.text.matching import says
 from vol3d.text.ontology import FINDINGS
 from vol3d.text.structured import structured
 from vol3d.volume.runs import encode_runs
@@ -125,6 +128,11 @@ def test_boxes_and_their_names():
     assert got["iou"]["second"] == pytest.approx(1 / 3)
     assert got["m3d_hull_iou"]["second"] == pytest.approx(1 / 3, abs=1e-5)
     assert got["region_accuracy"]["value"] == 1
+    # A box whose label neither model has among its names is not asked about.
+    more = [study(i, boxes=[truth, truth | {"label": "gallstones"}]) for i in range(3)]
+    said = [[row | {"box_names": row["box_names"] * 2} for row in side] for side in (first, second)]
+    only = ({"Grounding": {"names": ["ascites"]}},) * 2
+    assert compared("grounding", more, *said, settings=only)["region_accuracy"]["first"] == 1
     unsure = [{"boxes": [half | {"score": 0.4}], "box_names": []}] * 3
     assert compared("grounding", studies, first, unsure)["iou"]["second"] == 0
 
@@ -180,6 +188,53 @@ def test_codes_of_the_manifest_are_mapped_to_the_models():
     assert (got["macro_auroc"]["first"], got["macro_auroc"]["second"]) == (1, 0)
     assert got["brier"]["value"] < 0
     assert (got["wins"], got["counted"]) == (COUNT, "studies")
+
+
+def test_codes_are_compared_as_each_evaluation_scores_them():
+    """The same codes, with as many labels; and studies count in the Brier score by their labels."""
+    names = ["R18", "K80", "J90"]
+    truth = np.where(RNG.random((COUNT, 3)) < 0.6, RNG.random((COUNT, 3)) < 0.5, np.nan)
+    truth[:, 2] = np.arange(COUNT) < 2  # too rare for an area
+    studies = [
+        study(
+            i,
+            codes=[name for name, known in zip(names, row, strict=True) if known == 1],
+            codes_absent=[name for name, known in zip(names, row, strict=True) if known == 0],
+        )
+        for i, row in enumerate(truth)
+    ]
+    sides = [RNG.random((COUNT, 3)) for _ in range(2)]
+    said = [[{"codes": dict(zip(names, row.tolist(), strict=True))} for row in side] for side in sides]
+    patients = [row.patient for row in studies]
+    scores = [score_codes(side, truth, patients, names, min_positives=5, replicates=2) for side in sides]
+    for settings in ({"EHRCodes": {"codes": names}}, {"EHRCodes": {"codes": names, "min_positives": 5}}):
+        got = compared("codes", studies, *said, settings=(settings, settings))
+        for metric in ("macro_auroc", "macro_auprc", "brier"):
+            expected = [score[metric]["value"] for score in scores]
+            assert [got[metric]["first"], got[metric]["second"]] == pytest.approx(expected)
+    rare = [study(i, codes=names[2:] if i < 2 else [], codes_absent=names[2:] if i > 1 else []) for i in range(COUNT)]
+    note = compared("codes", rare, *said, settings=(settings, settings))["macro_auroc"]["note"]
+    assert note == "no name has 5 positive and as many negative studies"
+
+
+@pytest.mark.parametrize("options", [{"text": "impression"}, {"equal": "findings"}])
+def test_retrieval_is_compared_in_the_pools_of_each_evaluation(options):
+    texts = ["Small ascites.", "Ascites, small.", "Gallstones.", "No stones, no gallstones."]
+    studies = [study(i, report=texts[i % 4], impression=texts[i % 3]) for i in range(12)]
+    sides = [RNG.normal(size=(2, 12, 8)) for _ in range(2)]
+    said = [
+        [{"retrieval": {"volume": v.tolist(), "text": t.tolist()}} for v, t in zip(*side, strict=True)]
+        for side in sides
+    ]
+    got = compared("retrieval", studies, *said, settings=({"Retrieval": options | {"queries": 4}}, {}))
+    words = [getattr(row, options.get("text", "report")) for row in studies]
+    distinct = [says(text, options.get("equal", "text")) for text in words]
+    for side, name in zip(sides, ("first", "second"), strict=True):
+        patients = [row.patient for row in studies]
+        own = score_retrieval(*side, patients, reports=words, distinct=distinct, replicates=2)
+        for metric in ("recall@1", "recall@5", "mrr"):
+            assert got[metric][name] == pytest.approx(own[metric]["value"])
+            assert got[f"text_to_image {metric}"][name] == pytest.approx(own["text_to_image"][metric]["value"])
 
 
 def test_structured_reports():

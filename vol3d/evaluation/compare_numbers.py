@@ -10,7 +10,7 @@ import numpy as np
 from numpy import ndarray
 
 from vol3d.evaluation.intervals import Statistic, mean_defined, undefined
-from vol3d.evaluation.metrics.codes import CodeScores
+from vol3d.evaluation.metrics.codes import MIN_POSITIVES, CodeScores
 from vol3d.evaluation.metrics.retrieval import PoolScores, pools_of, unit_rows
 from vol3d.evaluation.metrics.survival import Concordance, note_left_out
 from vol3d.evaluation.sides import Block, Sides, counts
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 def compare_codes(sides: Sides) -> Block:
     """Codes that both predict, as the first model's task reads the manifest's (mapped to its system, with the codes
-    above and below them; as they are where no system is known): areas, and the Brier score, by which a study is won."""
+    above and below them; as they are where no system is known): areas over the codes with enough studies for that task,
+    and the Brier score of all known labels. A study is won by its own."""
     from vol3d.text.phecodes import read_map, targets
 
     told = sides.both("codes", dict)
@@ -40,8 +41,12 @@ def compare_codes(sides: Sides) -> Block:
     table = _Table.of(sides, "codes", known) if names else None
     if table is None:
         return {}
-    briers = np.stack([np.nanmean((said - table.truth) ** 2, axis=1) for said in table.said], axis=1)
-    return table.areas(sides) | sides.means("brier", briers, table.patients) | counts(-briers, "studies")
+    least = settings.get("min_positives", MIN_POSITIVES) if settings else 1
+    squares = np.stack([np.nansum((said - table.truth) ** 2, axis=1) for said in table.said], axis=1)
+    labels = np.isfinite(table.truth).sum(1)
+    statistics = [lambda weights, side=side: weights @ side / (weights @ labels) for side in squares.T]
+    brier = sides.difference(["brier"], statistics, table.patients)
+    return table.areas(sides, least) | brier | counts(-squares / labels[:, None], "studies")
 
 
 def compare_labels(field: str) -> Callable[[Sides], Block]:
@@ -76,18 +81,23 @@ class _Table:
         patients = [study.patient for study, kept in zip(told, there, strict=True) if kept]
         return cls(patients, truth[there], (said[0][there], said[1][there]))
 
-    def _scores(self) -> tuple[ndarray, list[CodeScores]]:
+    def _scores(self, least: int = 1) -> tuple[ndarray, list[CodeScores]]:
         known = np.isfinite(self.truth)
         positive, negative = (np.where(known, self.truth == value, 0.0) for value in (1, 0))
-        kept = np.flatnonzero(positive.any(0) & negative.any(0))
+        kept = np.flatnonzero(np.minimum(positive.sum(0), negative.sum(0)) >= max(1, least))
         return kept, [CodeScores(said[:, kept], positive[:, kept], negative[:, kept]) for said in self.said]
 
-    def areas(self, sides: Sides) -> Block:
-        """Differences of macro AUROC and AUPRC over the names that have both labels."""
-        kept, scores = self._scores()
+    def areas(self, sides: Sides, least: int = 1) -> Block:
+        """Differences of macro AUROC and AUPRC over the names with `least` studies of either label."""
+        kept, scores = self._scores(least)
         names = ["macro_auroc", "macro_auprc"]
         if not len(kept):
-            return dict.fromkeys(names, undefined("no name has both a positive and a negative study"))
+            few = (
+                "both a positive and a negative study"
+                if least < 2
+                else f"{least} positive and as many negative studies"
+            )
+            return dict.fromkeys(names, undefined(f"no name has {few}"))
         statistics = [lambda weights, part=part: part.statistic(weights, None)[:, :2] for part in scores]
         return sides.difference(names, statistics, self.patients)
 
@@ -140,15 +150,22 @@ def _risk(told: Mapping[str, Any]) -> float:
 
 
 def compare_retrieval(sides: Sides) -> Block:
-    """Both directions in the same pools; wins by a volume's mean reciprocal rank of its own text."""
+    """Both directions in the same pools, of texts as the first model's task matches them; wins by a volume's mean
+    reciprocal rank of its own text."""
+    from vol3d.text.matching import matched, says
+
     told = sides.both("retrieval", dict)
     told = [s for s in told if all(rows[s.study]["retrieval"].get("text") for rows in sides.rows)]
-    words = [study.report or "\n".join(filter(None, (study.findings, study.impression))) for study in told]
-    if not words:
+    kinds = (sides.settings[0].get(name, {}) for name in ("Retrieval", "ZeroShot"))
+    settings = next(filter(None, kinds), {})
+    if settings:
+        words = ["\n".join(matched(study, settings.get("text", "report")).values()) for study in told]
+    else:
+        words = [study.report or "\n".join(filter(None, (study.findings, study.impression))) for study in told]
+    distinct = [says(text, settings.get("equal", "text")) for text in words]
+    if len(set(distinct)) < 2:
         return {}
-    same, draws = pools_of(words, seed=sides.seed)
-    if len(set(same.tolist())) < 2:
-        return {}
+    same, draws = pools_of(words, distinct, seed=sides.seed)
     patients = [study.patient for study in told]
     vectors = [
         [unit_rows(np.array([row[part] for row in side])) for part in ("volume", "text")]

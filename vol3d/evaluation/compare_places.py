@@ -47,6 +47,7 @@ def compare_boxes(sides: Sides) -> Block:
     from vol3d.evaluation.metrics.boxes import box_iou, m3d_hull_iou
     from vol3d.model.box_prompts import hulls
 
+    names = sides.shared("Grounding", "names")
     pairs, named, whose, whose_named = [], [], [], []
     for study in sides.both("boxes", list):
         given = [{box["label"]: box for box in rows[study.study]["boxes"]} for rows in sides.rows]
@@ -58,6 +59,8 @@ def compare_boxes(sides: Sides) -> Block:
                 whose.append(study.patient)
         named_by = [rows[study.study].get("box_names") or [] for rows in sides.rows]
         for box, *said in zip(study.boxes, *named_by, strict=False):
+            if names is not None and box["label"] not in names:
+                continue  # neither could have named it, nor does its own evaluation ask
             named.append([float(answer["answer"] == box["label"]) for answer in said])
             whose_named.append(study.patient)
     block: Block = {}

@@ -27,6 +27,8 @@ DEFINITIONS = {
     "known labels together",
     "brier": "mean squared difference between probability and label, all known labels together",
 }
+MIN_POSITIVES = 5
+"""Of a code that `EHRCodes` scores, unless it is told otherwise."""
 _PER_CODE = ("auroc", "auprc", "f1")
 
 

@@ -127,13 +127,14 @@ class PoolScores:
 
 
 def pools_of(
-    reports: Sequence[str], *, pool: int = 100, pools: int = 20, seed: int = 0
+    reports: Sequence[str], distinct: Sequence[Hashable], *, pool: int = 100, pools: int = 20, seed: int = 0
 ) -> tuple[ndarray, list[ndarray]]:
-    """A number for each text, equal for equal ones, and the pools in which studies of different texts compete."""
-    same = text_numbers(reports)
-    size = min(pool, len(set(same.tolist())))
+    """A number for each text, equal for equal ones, and the pools of `score_retrieval`."""
+    group = cluster_index(distinct)
+    size = min(pool, len(set(group.tolist())))
     rng = np.random.default_rng(seed)
-    return same, [_draw(same, size, rng) for _ in range(pools if size < len(reports) else 1)]
+    draws = [_draw(group, size, rng) for _ in range(pools if size < len(reports) else 1)]
+    return text_numbers(reports), draws
 
 
 def _draw(group: ndarray, size: int, rng: np.random.Generator) -> ndarray:
