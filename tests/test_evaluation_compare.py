@@ -108,3 +108,10 @@ def test_coverage_curve():
     curve = selective_accuracy([0.9, 0.8, 0.7, 0.6], [1.0, 1.0, 0.0, 0.0], points=4)
     assert [point["coverage"] for point in curve] == [0.25, 0.5, 0.75, 1.0]
     assert [point["accuracy"] for point in curve] == [1.0, 1.0, pytest.approx(2 / 3), 0.5]
+
+
+@pytest.mark.parametrize("right", [[1.0, 1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 1.0, 1.0]])
+def test_equal_confidence_is_no_matter_of_the_rows_order(right):
+    """Of the four answers that are equally sure, two are right."""
+    curve = selective_accuracy([0.9, 0.5, 0.5, 0.5, 0.5], right, points=5)
+    assert [point["accuracy"] for point in curve] == pytest.approx([1, 1.5 / 2, 2 / 3, 2.5 / 4, 3 / 5])

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
 
 from vol3d.evaluation.intervals import share
 from vol3d.model.interfaces import Evidence, Task
@@ -34,25 +36,30 @@ def abstention(tasks: Sequence[Task], evidence: Evidence) -> dict[str, Any]:
 
 def selective_accuracy(confidence: Sequence[float], right: Sequence[float], points: int = 20) -> list[dict[str, float]]:
     """Accuracy among the most confident share of answers, for a curve of coverage against accuracy."""
-    order = np.argsort(-np.asarray(confidence, dtype=np.float64), kind="stable")
-    hits = np.cumsum(np.asarray(right, dtype=np.float64)[order])
-    counts = sorted({math.ceil(len(order) * part / points) for part in range(1, points + 1)} - {0})
-    return [{"coverage": count / len(order), "accuracy": float(hits[count - 1] / count)} for count in counts]
+    hits, answers = np.asarray(right, dtype=np.float64), len(right)
+    counts = sorted({math.ceil(answers * part / points) for part in range(1, points + 1)} - {0})
+    accuracies = [float(chances(confidence, count) @ hits / count) for count in counts]
+    return [
+        {"coverage": count / answers, "accuracy": accuracy} for count, accuracy in zip(counts, accuracies, strict=True)
+    ]
+
+
+def chances(confidence: Sequence[float], count: int) -> Float[ndarray, " answers"]:
+    """Of each answer, the chance to be among the `count` most confident: equal ones are drawn, whatever their order."""
+    sure = np.asarray(confidence, dtype=np.float64)
+    last = np.sort(sure)[-count]
+    above, tied = sure > last, sure == last
+    return above + tied * (count - above.sum()) / tied.sum()
 
 
 def _curve(
     confidence: Sequence[float], right: Sequence[float], patients: Sequence[Any], evidence: Evidence
 ) -> dict[str, Any]:
     block: dict[str, Any] = {"curve": selective_accuracy(confidence, right), "answers": len(right)}
-    order = np.argsort(-np.asarray(confidence), kind="stable")
     for coverage in COVERAGES:
-        kept = order[: math.ceil(coverage * len(order))]
+        kept = chances(confidence, math.ceil(coverage * len(right)))
         block[f"accuracy@{coverage:.0%}"] = share(
-            np.asarray(right)[kept],
-            np.ones(len(kept)),
-            [patients[place] for place in kept],
-            replicates=evidence.replicates,
-            seed=evidence.seed,
+            np.asarray(right) * kept, kept, patients, replicates=evidence.replicates, seed=evidence.seed
         )
     return block
 
