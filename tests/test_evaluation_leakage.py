@@ -92,3 +92,16 @@ def test_near_duplicates_equal_comparing_every_pair(seed):
 
 def test_short_and_empty_reports():
     assert near_duplicates(["", "normal"], ["", "normal"]) == [(1, 1, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("右侧胸腔积液。肝脏未见异常。", "左肺下叶结节, 直径八毫米。"),
+        ("Выпот справа.", "Узел в печени."),
+        ("Karaciğer büyümüş.", "Karaci er b y m."),
+    ],
+)
+def test_reports_of_any_script_are_read(train, test):
+    rows = [Row("a", "p1", "train", train), Row("b", "p2", "test", test), Row("c", "p3", "test", train)]
+    assert check_leakage(rows)["reports_seen_in_training"] == ["c"]

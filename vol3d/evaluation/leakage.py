@@ -20,7 +20,7 @@ from numpy import ndarray
 if TYPE_CHECKING:
     from vol3d.data.study import Study
 
-_WORD = re.compile(r"[a-z0-9]+")
+_WORD = re.compile(r"\w+")
 _HASHES, _BAND, _WORDS = 64, 4, 3
 _PRIME = np.uint64(2**31 - 1)
 
