@@ -102,6 +102,10 @@ def test_subgroups_and_the_largest_gap():
     assert got["groups"]["X"]["studies"] == 3
     assert got["largest_gap"] == {"value": 0.5, "between": ["F", "M"]}
     assert got["unknown"] == 1
+    judged = [number % 3 > 0 for number in range(len(groups))]
+    some = by_subgroup(lambda rows: {"value": float(len(rows)), "low": 0, "high": 1}, groups, judged=judged)
+    assert [some["groups"][name]["studies"] for name in "FMX"] == [8, 10, 2]
+    assert (some["groups"]["F"]["value"], some["groups"]["M"]["value"], some["unknown"]) == (None, 10, 0)
 
 
 def test_coverage_curve():

@@ -1,6 +1,7 @@
 """`evaluate`: resumed, re-scored, probed; models that look, that do not, and that say nothing sensible."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -49,6 +50,12 @@ def test_groups_and_abstention(tmp_path):
     assert groups["scores"]["finding_f1"]["groups"] == groups["groups"]
     assert groups["scores"]["rouge_l"]["largest_gap"]["value"] == 0  # of a model that is always right
     assert len(good["subgroups"]["age"]["report"]["groups"]) == 4
+    # A study without questions is none of those that their score is of.
+    fewer = [replace(study, questions=[] if place % 3 else study.questions) for place, study in enumerate(manifest)]
+    rows = evaluate(model, Manifest(fewer), out=tmp_path / "fewer", replicates=20, by=["sex"])["subgroups"]["sex"]
+    asked = Counter(study.meta["sex"] for study in fewer if study.questions)
+    told = {block: {k: v["studies"] for k, v in rows[block]["groups"].items()} for block in ("report", "vqa_closed")}
+    assert told == {"report": {"F": 12, "M": 12}, "vqa_closed": {"F": 0, "M": 0} | asked}
     assert good["abstention"]["vqa_closed"]["accuracy@50%"]["value"] == 1
     model, manifest = toy(Says("x"), Answers(looks=False))
     poor = evaluate(model, manifest, out=tmp_path / "poor", replicates=100)

@@ -108,6 +108,7 @@ class Answers(Nothing):
         return rows
 
     answered, score, reads = vol3d.tasks.VQA.answered, vol3d.tasks.VQA.score, vol3d.tasks.VQA.reads
+    labelled = vol3d.tasks.VQA.labelled
 
 
 class Codes(Nothing):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vol3d.data.study import TEXTS
 from vol3d.evaluation.headline import headline_of, is_score
 from vol3d.evaluation.intervals import undefined
 from vol3d.model.interfaces import Evidence, Task
@@ -69,8 +70,11 @@ def score_groups(
         result[field] = {}
         for name, block in blocks.items():
             if found := headline_of(name, block):
+                judged = _judged(name, tasks, studies)
                 told = {
-                    metric: by_subgroup(lambda rows, name=name, metric=metric: score(rows, name, metric), groups)
+                    metric: by_subgroup(
+                        lambda rows, name=name, metric=metric: score(rows, name, metric), groups, judged=judged
+                    )
                     for metric, value in block.items()
                     if is_score(value)
                 }
@@ -80,23 +84,29 @@ def score_groups(
 
 
 def by_subgroup(
-    score: Callable[[list[int]], Mapping[str, Any]], groups: Sequence[Hashable | None], *, least: int = 10
+    score: Callable[[list[int]], Mapping[str, Any]],
+    groups: Sequence[Hashable | None],
+    *,
+    judged: Sequence[bool] | None = None,
+    least: int = 10,
 ) -> dict[str, Any]:
     """One score for each group of studies, and the largest gap between groups.
 
     Args:
         score: indices of studies → {"value", "low", "high"}.
         groups: the group of each study (`meta["sex"]`), None where unknown.
+        judged: which studies carry a label for the score; the others are not counted. None: all do.
         least: groups with fewer studies are counted but not scored.
 
     Returns:
         "groups" {group: score + "studies"}, "largest_gap" (value, and between which), "unknown" (studies without a
         group).
     """
-    members: dict[Hashable, list[int]] = {}
+    members: dict[Hashable, list[int]] = {group: [] for group in groups if group is not None}
+    counted = [True] * len(groups) if judged is None else judged
     for number, group in enumerate(groups):
-        if group is not None:
-            members.setdefault(group, []).append(number)
+        if group is not None and counted[number]:
+            members[group].append(number)
     scores: dict[str, dict[str, Any]] = {}
     for group in sorted(members, key=str):
         few = len(members[group]) < least
@@ -107,7 +117,22 @@ def by_subgroup(
     if len(known) > 1:
         best, worst = max(known, key=known.__getitem__), min(known, key=known.__getitem__)
         gap = {"value": known[best] - known[worst], "between": [best, worst]}
-    return {"groups": scores, "largest_gap": gap, "unknown": sum(group is None for group in groups)}
+    return {"groups": scores, "largest_gap": gap, "unknown": _unknown(groups, counted)}
+
+
+def _unknown(groups: Sequence[Hashable | None], counted: Sequence[bool]) -> int:
+    return sum(group is None and there for group, there in zip(groups, counted, strict=True))
+
+
+def _judged(name: str, tasks: Sequence[Task], studies: Sequence[Study]) -> list[bool]:
+    """Which studies carry a label for a block of evaluation.json; all, where the task cannot tell before it scores."""
+    if name in TEXTS:
+        return [bool(getattr(study, name)) for study in studies]
+    for task in tasks:
+        if name in (task.kind, f"{task.kind}_closed", f"{task.kind}_open"):
+            own = type(task).labelled is not Task.labelled
+            return [task.labelled(study) if own else True for study in studies]
+    return [True] * len(studies)
 
 
 def _try(task: Task, evidence: Evidence) -> dict[str, Any]:
