@@ -87,6 +87,14 @@ def test_tokens_equal_torchmetrics_on_noise(seed):
         assert tokens_13a(text) == list(_SacreBLEUTokenizer.tokenize(text, "13a"))
 
 
+def test_named_characters_and_words_cut_at_the_end_of_a_line():
+    from torchmetrics.functional.text.sacre_bleu import _SacreBLEUTokenizer
+
+    text = "Nodule &lt; 5 mm, &quot;ground-\nglass&quot; &amp; atelec-\ntasis.\nNo effusion."
+    assert tokens_13a(text) == list(_SacreBLEUTokenizer.tokenize(text, "13a"))
+    assert "groundglass" in tokens_13a(text)
+
+
 def test_empty_and_equal():
     assert all(score["value"] == 0 for score in score_text(["a b c d e"], [""], ["p"], replicates=5).values())
     assert all(score["value"] == 1 for score in score_text(["a b c d e"], ["a b c d e"], ["p"], replicates=5).values())

@@ -31,6 +31,7 @@ DEFINITIONS = {
     "n-grams)",
 }
 _APART = str.maketrans({char: f" {char} " for char in '{|}~[\\]^_`!"#$%&()*+:;<=>?@/'})
+_NAMED = {"&quot;": '"', "&amp;": "&", "&lt;": "<", "&gt;": ">"}
 _STOP = re.compile(r"\.(?![0-9])|(?<![0-9])\.")
 _COMMA = re.compile(r",(?![0-9])|(?<![0-9]),")
 _DASH = re.compile(r"(?<=[0-9])-")
@@ -39,6 +40,9 @@ _WORD = re.compile(r"[a-z0-9]+")
 
 def tokens_13a(text: str) -> list[str]:
     """Tokens of mteval-v13a, sacrebleu's default: punctuation apart, numbers kept whole."""
+    text = text.replace("<skipped>", "").replace("-\n", "")  # a word that was cut at the end of its line is whole
+    for name, char in _NAMED.items() if "&" in text else ():
+        text = text.replace(name, char)
     text = f" {' '.join(text.split())} ".translate(_APART)
     return _DASH.sub(" - ", _COMMA.sub(" , ", _STOP.sub(" . ", text))).split()
 
