@@ -9,7 +9,9 @@ import pytest
 
 from vol3d.evaluation.case import Case, choose_cases, mark
 from vol3d.evaluation.chart import loss_chart, loss_charts, nice_ticks, reliability_chart
+from vol3d.evaluation.compare_page import task_view
 from vol3d.evaluation.page import format_p, format_score, render_page, title_of, write_page
+from vol3d.evaluation.page_tables import table_of
 
 LEFT = "left pleural effusion"
 
@@ -251,3 +253,24 @@ def test_numbers_and_names_as_shown():
     assert [title_of(name) for name in names] == [
         "Finding F1", "R@1", "Soft Dice, M3D", "BLEU-2", "Macro AUROC", "Subgroup gap",
     ]  # fmt: skip
+
+
+def test_bars_of_one_list_are_of_one_score():
+    """An outcome that nobody had has a Brier score and no C-index: it has no bar among the C-indices."""
+    none, some = {"value": None, "low": None, "high": None}, {"value": 0.7, "low": 0.6, "high": 0.8}
+    outcomes = {"stroke": {"c_index": none, "brier@365": some}, "death": {"c_index": some, "brier@365": some}}
+    [bars] = table_of("outcomes", {"c_index": some, "per_outcome": outcomes})["bars"]
+    assert (bars["metric"], [row["title"] for row in bars["rows"]]) == ("C-index", ["death"])
+
+
+def test_an_open_answer_is_no_report():
+    """One name, two scores: all of a report's findings, and the words of an answer."""
+    score = {"value": 0.5, "low": 0.4, "high": 0.6}
+    block = {"exact_match": score, "per_kind": {"place": {"exact_match": score}}}
+    table = table_of("vqa_open", block)
+    assert (table["rows"][0]["title"], table["bars"][0]["metric"]) == ("Exact match", "Exact match")
+    assert table_of("report", {"exact_match": score})["rows"][0]["title"] == "All findings right"
+    both = {"report": {"exact_match": score}, "vqa_open": block | {"definitions": {"exact_match": "the same words"}}}
+    assert "<dt>Exact match</dt><dd>the same words</dd>" in render_page({"tasks": both})
+    view = task_view("vqa_open", {"exact_match": score, "wins": 1, "ties": 0, "losses": 0, "counted": "questions"})
+    assert view["rows"][0]["title"] == "Exact match"

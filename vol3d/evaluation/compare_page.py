@@ -45,7 +45,7 @@ def task_view(name: str, block: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "title": TASKS.get(name, title_of(name)),
         "scale": f"{scale:g}",
-        "rows": [_row(metric, scores[metric], scale) for metric in order],
+        "rows": [_row(metric, scores[metric], scale) | {"title": title_of(metric, name)} for metric in order],
     } | {part: block[part] for part in ("wins", "ties", "losses", "counted")}
 
 

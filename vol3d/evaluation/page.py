@@ -107,7 +107,9 @@ def _definitions(tasks: Mapping[str, Any], faithfulness: Mapping[str, Any]) -> l
     if "report" in tasks:
         known |= FINDING_DEFINITIONS | (TEXT_DEFINITIONS if "bleu_1" in tasks["report"] else {})
     for task, block in tasks.items():
-        for name, text in ((block or {}).get("definitions") or {}).items():
+        for metric, text in ((block or {}).get("definitions") or {}).items():
+            titled = title_of(metric, task)
+            name = metric if titled == title_of(metric) else titled
             # One name may mean two things: the Brier score of codes and that of outcomes.
             own = name if known.get(name, text) == text else f"{title_of(name)} ({TASKS.get(task, title_of(task))})"
             known[own] = text

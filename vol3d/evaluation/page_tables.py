@@ -38,7 +38,8 @@ def row_of(name: str, score: Mapping[str, Any], baselines: Mapping[str, Mapping[
 def table_of(task: str, block: Mapping[str, Any]) -> dict[str, Any]:
     """One task's block of evaluation.json as a table, its wording scores apart, with its plots and bars."""
     baselines = {kind: values for kind, values in (block.get("baselines") or {}).items() if isinstance(values, Mapping)}
-    rows = [row_of(name, score, baselines) for name, score in block.items() if is_score(score)]
+    scores = {name: score for name, score in block.items() if is_score(score)}
+    rows = [row_of(name, score, baselines) | {"title": title_of(name, task)} for name, score in scores.items()]
     for row in rows:
         row["wording"] = row["title"].startswith(("BLEU", "ROUGE", "METEOR", "BERT"))
     facts = {title_of(k): v for k, v in block.items() if isinstance(v, (int, str)) and not isinstance(v, bool)}
@@ -53,7 +54,7 @@ def table_of(task: str, block: Mapping[str, Any]) -> dict[str, Any]:
         "notes": notes,
         "reliability": reliability_chart(block.get("reliability") or []),
         "curves": _curves(block.get("curves") or {}),
-        "bars": [] if task == "report" else _bars(block, "finding" if task in ("zero_shot", "regions") else "code"),
+        "bars": [] if task == "report" else _bars(task, block),
         "note": block.get("note"),
     }
 
@@ -72,33 +73,35 @@ def _curves(curves: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _bars(block: Mapping[str, Any], coded: str) -> list[dict[str, Any]]:
-    """One list of bars for each `per_…` of a task, by the first score of its members.
-
-    Args:
-        coded: what the members of "per_code" are.
-    """
+def _bars(task: str, block: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One list of bars for each `per_…` of a task, by the first score that any of its members has; a member without it
+    has no bar."""
     from vol3d.text.phecodes import read_vocabulary
 
     names = read_vocabulary("merlin") | read_vocabulary("findings") if "per_code" in block else {}
+    coded = "finding" if task in ("zero_shot", "regions") else "code"
     lists = []
     for name, members in block.items():
         if not name.startswith("per_") or not isinstance(members, Mapping):
             continue
+        members = {member: scores for member, scores in members.items() if isinstance(scores, Mapping)}
+        metrics = dict.fromkeys(metric for scores in members.values() for metric in scores)
+        metric = next((m for m in metrics if any(_shown(scores.get(m)) for scores in members.values())), "")
         rows = []
         for member, scores in members.items():
-            found = {} if not isinstance(scores, Mapping) else {k: v for k, v in scores.items() if is_score(v)}
-            metric = next((k for k, v in found.items() if v["value"] is not None), "")
-            if metric and 0 <= found[metric]["value"] <= 1:
+            if _shown(scores.get(metric)):
                 title = f"{member} {names[member]}" if name == "per_code" and member in names else str(member)
-                rows.append(
-                    row_of(metric, found[metric], {}) | {"title": title, "support": _support(scores), "metric": metric}
-                )
+                rows.append(row_of(metric, scores[metric], {}) | {"title": title, "support": _support(scores)})
         if rows:
             rows.sort(key=lambda row: (-row["value"], row["title"]))
             title = title_of(name).replace("code", coded)
-            lists.append({"title": title, "metric": title_of(rows[0]["metric"]), "rows": rows})
+            lists.append({"title": title, "metric": title_of(metric, task), "rows": rows})
     return lists
+
+
+def _shown(score: object) -> bool:
+    """Whether a score is there and lies between 0 and 1, as a bar does."""
+    return isinstance(score, Mapping) and score.get("value") is not None and 0 <= score["value"] <= 1
 
 
 def _support(scores: Mapping[str, Any]) -> str:

@@ -97,8 +97,10 @@ def format_p(p: float) -> str:
     return "< 0.001" if p < 0.0005 else f"{p:.3f}"
 
 
-def title_of(name: str) -> str:
-    """A metric's name as the page shows it ("recall@1" → "R@1")."""
+def title_of(name: str, task: str = "") -> str:
+    """A metric's name as the page shows it ("recall@1" → "R@1"), of a block of evaluation.json where it tells more."""
+    if name == "exact_match" and task.startswith("vqa"):
+        return "Exact match"
     if name in TITLES:
         return TITLES[name]
     if name.startswith("text_to_image "):
