@@ -17,7 +17,7 @@ from vol3d.data.batch import Batch, Sample, collate
 from vol3d.data.cache import sample
 from vol3d.data.dataset import VolumeData
 from vol3d.data.manifest import Manifest
-from vol3d.data.study import Study
+from vol3d.data.study import Study, texts_of
 from vol3d.model.hub import causal_lm_without_weights
 from vol3d.model.language import LanguageModel, Pretrained
 from vol3d.training.features import size_of
@@ -175,7 +175,7 @@ class _Rehearsal:
                 four_bit = source.quantization is not None
                 self.module.language = _shape_of(replace(source, checkpointing=checkpointing or source.checkpointing))
             elif self.module.language is not None:
-                texts = [sample.study.report for sample in samples if sample.study.report]
+                texts = texts_of(sample.study for sample in samples)
                 self.module.language = self.module.language.build(texts)
             self.module.configure_model()
             if checkpointing and hasattr(self.module.model.encoder, "checkpointing"):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vol3d.data.batch import Batch
+from vol3d.data.study import texts_of
 from vol3d.model.adapters import parameter_table, recompute_frozen
 from vol3d.model.cross_entropy import is_sharded
 from vol3d.model.fine_tuning import Base
@@ -44,7 +45,7 @@ class VolumeModule(lightning.LightningModule):
         tasks: name → callable (model) → Task; in Python `functools.partial(ReportGeneration, target="report")`.
         projector: callable (in_dim, out_dim) → Projector; needed with a language model.
         language: a LanguageModel, or a source (Scratch, Pretrained) built when fitting starts, because a scratch
-            tokenizer is trained on the training reports.
+            tokenizer is trained on the training reports, or on the questions where there are none.
         stages: name → Stage, in their order; None for one stage in which everything learns.
         mixture: how the tasks' losses become one; None adds them up by their weights.
         base: folder of a saved model to fine-tune: the encoder, the projector, the language model and the tasks of the
@@ -131,7 +132,7 @@ class VolumeModule(lightning.LightningModule):
     def _training_texts(self) -> list[str]:
         data = getattr(self.trainer, "datamodule", None)
         manifests = [] if data is None else [data.manifest, *getattr(data, "others", {}).values()]
-        return [text for manifest in manifests for study in manifest.split("train") if (text := study.report)]
+        return texts_of(study for manifest in manifests for study in manifest.split("train"))
 
     def part(self, name: str) -> nn.Module | None:
         """A part of the model by the name stages know it by; how tasks are mixed is learnt with the tasks."""
