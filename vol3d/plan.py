@@ -132,9 +132,12 @@ def _advice(recipe: Sequence[str], samples: list[Sample], worst: StagePlan, room
         return f"{total / GB:.2f} GB, {'fits' if total <= room else 'not enough alone'}"
 
     advice = []
-    if worst.largest_batch:
-        advice.append(f"--data.batch_size {worst.largest_batch} fits (accumulate_grad_batches makes up for it)")
     lighter = _Rehearsal(recipe, samples, checkpointing=True)
+    tasks = lighter.module.tasks
+    least = max(tasks[name].least for name in lighter.module.stages[worst.stage].tasks or tasks)
+    if worst.largest_batch >= least:
+        made_up = "fewer studies to compare" if least > 1 else "accumulate_grad_batches makes up for it"
+        advice.append(f"--data.batch_size {worst.largest_batch} fits ({made_up})")
     total = lighter(worst.stage, worst.batch_size).total
     if total < worst.total:
         where = "encoder and language.Pretrained"

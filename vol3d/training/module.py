@@ -300,6 +300,13 @@ class VolumeModule(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         draw_apart()
+        studies = self.trainer.world_size * (getattr(self.trainer.datamodule, "batch_size", None) or 0)
+        for name in {name for stage in self.stages.values() for name in stage.tasks or self.tasks}:
+            if 0 < studies < (least := self.tasks[name].least):
+                raise ValueError(
+                    f"task {name!r} learns from the differences between the studies of a step, which are {studies}: "
+                    f"give data.batch_size {least} or more (accumulate_grad_batches does not put studies together)"
+                )
 
     def on_train_batch_start(self, batch: Batch, index: int) -> int | None:
         name = self.schedule.name(self.global_step)
