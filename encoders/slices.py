@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from einops import rearrange
@@ -19,7 +20,7 @@ class SliceEncoder(Recomputing):
     """Any of timm's image networks reads slabs of neighbouring slices; transformer blocks then let each column of
     tokens look along the depth.
 
-    Nothing is downloaded: pass pretrained 2D weights as a state dict to `encoder.backbone.load_state_dict`.
+    Nothing is downloaded: give pretrained 2D weights, a state dict as timm publishes it, to `load_backbone`.
 
     Args:
         backbone: a name timm knows; x is the image's first axis.
@@ -81,6 +82,37 @@ class SliceEncoder(Recomputing):
             columns = self.run(block, columns)
         tokens = self.norm(rearrange(columns, "(b xy) z c -> b (xy z) c", b=len(image)))
         return Features(tokens, grid_size, self.token_affine(affine), tokens.mean(1))
+
+    def load_backbone(self, state: Mapping[str, Tensor]) -> None:
+        """Start from published 2D weights of the backbone, under timm's names.
+
+        A first kernel made for other channels (three colours) is shared out evenly over a slab's: equal slices give
+        what a gray picture gave. The classifier, which is not asked here, may be among them.
+
+        Raises:
+            ValueError: tensors missing or unexpected, or of another shape.
+        """
+        own, published = self.backbone.state_dict(), self.backbone.pretrained_cfg
+        unasked = ("head.", "fc_norm.", f"{published.get('classifier')}.")
+        state = {key: tensor for key, tensor in state.items() if key in own or not key.startswith(unasked)}
+        first = f"{published.get('first_conv')}.weight"
+        if first in state and first in own:
+            channels = own[first].shape[1]
+            if state[first].shape[1] != channels:
+                state[first] = (state[first].sum(1, keepdim=True) / channels).repeat(1, channels, 1, 1)
+        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or unexpected:
+            raise ValueError(
+                f"the weights are not this backbone's: {len(missing)} of {len(own)} tensors missing {missing[:3]}, "
+                f"{len(unexpected)} unexpected {unexpected[:3]}; give the state dict of the timm model it names"
+            )
+        for key, tensor in state.items():
+            if tensor.shape != own[key].shape:
+                raise ValueError(
+                    f"{key} comes as {tuple(tensor.shape)}, the backbone has {tuple(own[key].shape)}: give "
+                    "backbone_options the sizes the weights were trained with"
+                )
+        self.backbone.load_state_dict(state)
 
     def _slices(self, slabs: Tensor) -> Tensor:
         return self.backbone.forward_intermediates(slabs, indices=1, norm=True, intermediates_only=True)[-1]

@@ -52,6 +52,7 @@ class Retrieval(Task):
     """
 
     kind = "retrieval"
+    least = 2
 
     def __init__(
         self,

@@ -183,6 +183,12 @@ def test_a_grid_that_does_not_fit_the_encoder(refused: Callable[..., str], phant
         "--data.grid.init_args.window=[-160,240]",
     )
     assert re.search(r"'phantom-64' has 1 windows, the encoder takes 3 channels: set data\.grid", said)
+    made = ("fit", "--config", "quickstart.yaml", "--data.manifest", phantoms, "--run=run", "--model.encoder")
+    remedy = "--model.encoder.dict_kwargs.in_channels"
+    assert remedy[2:] in refused(*made, "parts/encoder/swin_unetr.yaml")
+    assert "56 voxels along x, not a multiple of the patch size 32" in refused(
+        *made, "parts/encoder/swin_unetr.yaml", f"{remedy}=3"
+    )
 
 
 # --- recipes and arguments ---------------------------------------------------------------------------------

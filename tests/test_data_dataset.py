@@ -201,6 +201,14 @@ def test_prediction_without_splits_takes_all(tmp_path: Path) -> None:
         data.train_dataloader()
 
 
+def test_training_on_a_manifest_without_splits_is_refused_before_all_else(manifest: Path) -> None:
+    whole = Manifest(replace(study, split=None) for study in Manifest.read(manifest))
+    with pytest.raises(ValueError, match=r"no study of the split 'train' in .*12 studies.*: add a split to its rows"):
+        VolumeData(whole, GRID).setup("fit")
+    VolumeData(whole, GRID).setup("predict")
+    VolumeData(whole, GRID, others={"masks": str(manifest)}).setup("fit")
+
+
 def test_fewer_studies_than_a_batch(manifest: Path) -> None:
     with pytest.raises(ValueError, match=r"train has 8 studies, one step takes 16 \(batch_size 16 × 1 devices\)"):
         VolumeData(manifest, GRID, batch_size=16).train_dataloader()

@@ -63,6 +63,33 @@ def test_without_depth_blocks_a_slab_stays_alone() -> None:
     assert not moved[..., [0, 2, 3]].any()
 
 
+@pytest.mark.parametrize(
+    ("backbone", "options"),
+    [("vit_small_patch16_224", VIT["backbone_options"]), ("resnet18", {}), ("convnext_atto", {})],
+)
+def test_published_2d_weights_go_into_any_slab(backbone: str, options: dict[str, Any]) -> None:
+    """timm's file as it is, made for three colours and with its classifier; equal slices are one gray picture."""
+    timm = pytest.importorskip("timm", reason="timm is not installed: tests/ci_timm/run.sh runs this in its own place")
+    flat = timm.create_model(backbone, pretrained=False, **options).eval()
+    encoder = vol3d.encoders.SliceEncoder(
+        backbone=backbone, slab=4, in_channels=2, depth=0, num_heads=1, backbone_options=options
+    ).eval()
+    encoder.load_backbone(flat.state_dict())
+    picture = torch.rand(1, 1, 32, 32)
+    with torch.no_grad():
+        given = encoder._slices(picture.expand(-1, 8, -1, -1))
+        known = {"indices": 1, "norm": True, "intermediates_only": True}
+        wanted = flat.forward_intermediates(picture.expand(-1, 3, -1, -1), **known)[-1]
+    torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-5)
+    partial = {key: tensor for key, tensor in flat.state_dict().items() if "bias" not in key}
+    with pytest.raises(ValueError, match=r"tensors missing .* give the state dict of the timm model"):
+        encoder.load_backbone(partial)
+    sizes = {key: tensor[:1] for key, tensor in flat.state_dict().items() if tensor.ndim}
+    counters = {key: tensor for key, tensor in flat.state_dict().items() if not tensor.ndim}
+    with pytest.raises(ValueError, match=r"comes as \(1, .*the backbone has"):
+        encoder.load_backbone(sizes | counters)
+
+
 def test_timms_resnet_inflates() -> None:
     timm = pytest.importorskip("timm", reason="timm is not installed: tests/ci_timm/run.sh runs this in its own place")
     flat = timm.create_model("resnet50", pretrained=False).eval()

@@ -118,7 +118,7 @@ def test_pixel_shuffle_keeps_each_tokens_place_in_the_wide_one() -> None:
     wide = projector(Features(tokens, (2, 2, 4)))
     grid = tokens.reshape(2, 2, 4, 3)
     torch.testing.assert_close(wide[0, 3], torch.cat([grid[1, 0, 2], grid[1, 0, 3], grid[1, 1, 2], grid[1, 1, 3]]))
-    with pytest.raises(ValueError, match=r"3 tokens along y cannot be pooled by 2"):
+    with pytest.raises(ValueError, match=r"3 tokens along y cannot be pooled by 2: give the projector a block that"):
         projector.num_tokens((2, 3, 4))
 
 

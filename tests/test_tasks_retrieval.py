@@ -138,6 +138,16 @@ def test_every_parameter_learns_and_chunks_change_nothing(loss: str, text: str) 
             torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-4)
 
 
+def test_a_step_of_one_study_is_refused_because_nothing_is_compared() -> None:
+    """Its loss is 0 whatever the vectors are (InfoNCE), however many such steps are accumulated."""
+    module = VolumeModule(encoder(), {"retrieval": partial(Retrieval, text_encoder=SMALL, embed_dim=32, queries=4)})
+    data = World([study(number) for number in range(4)], batch_size=1)
+    with pytest.raises(
+        ValueError, match=r"'retrieval' learns from the differences .* are 1: give data.batch_size 2 or more"
+    ):
+        trainer(2, Path(), accumulate_grad_batches=2).fit(module, data)
+
+
 def test_a_study_without_text_costs_nothing() -> None:
     model = shared()
     task = Retrieval(model, text_encoder=SMALL, queries=2, embed_dim=16)

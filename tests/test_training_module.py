@@ -18,6 +18,7 @@ from vol3d.data.batch import collate
 from vol3d.data.dataset import VolumeData
 from vol3d.data.manifest import Manifest
 from vol3d.model.adapters import recompute_frozen
+from vol3d.model.language import Scratch
 from vol3d.phantom import write
 from vol3d.tasks import VQA, FindingMaps, PromptSegmentation
 from vol3d.training.module import VolumeModule
@@ -230,6 +231,27 @@ def test_gradient_accumulation_equals_the_large_batch(tmp_path: Path) -> None:
 def test_bf16_training_goes_down(tmp_path: Path) -> None:
     _, losses = fit(30, tmp_path, stages={"see": Stage(None, ["findings"], learning_rate=2e-3)}, precision="bf16-mixed")
     assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
+
+
+def test_without_a_report_a_tokenizer_learns_from_questions(tmp_path: Path) -> None:
+    write(tmp_path, studies=2, shape=(24, 24, 16), seed=0)
+    asked = [{"question": "Which phase is this?", "answer": "venous phase"}]
+    bare = {"report": None, "findings": None, "impression": None, "questions": asked, "split": "train"}
+    studies = [replace(study, **bare) for study in Manifest.read(tmp_path / "manifest.jsonl")]
+
+    def module() -> VolumeModule:
+        encoder = vol3d.encoders.create("vit3d-tiny", embed_dim=48, depth=1, num_heads=2)
+        language = Scratch(300, embed_dim=32, depth=1, num_heads=2)
+        projector = partial(vol3d.PerceiverProjector, num_latents=4, num_heads=2, depth=1)
+        return VolumeModule(encoder, {"vqa": partial(VQA, questions="manifest")}, projector, language)
+
+    grid = Grid(spacing=(16.0, 16.0, 24.0), shape=(24, 24, 16), window=(-1000.0, 1000.0))
+    model, losses = fit(1, tmp_path, module(), VolumeData(Manifest(studies), grid))
+    assert len(losses) == 1
+    assert len(model.model.language.encode("venous phase")) < len("venous phase")
+    silent = Manifest(replace(study, questions=[]) for study in studies)
+    with pytest.raises(ValueError, match=r"0 rows with a report or questions; give it some .*add_questions"):
+        fit(1, tmp_path, module(), VolumeData(silent, grid))
 
 
 def test_changed_reports_are_noticed_on_resume(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from vol3d.data.batch import Batch, Sample, collate
 from vol3d.data.cache import sample
 from vol3d.data.dataset import VolumeData
 from vol3d.data.manifest import Manifest
-from vol3d.data.study import Study
+from vol3d.data.study import Study, texts_of
 from vol3d.model.hub import causal_lm_without_weights
 from vol3d.model.language import LanguageModel, Pretrained
 from vol3d.training.features import size_of
@@ -132,9 +132,12 @@ def _advice(recipe: Sequence[str], samples: list[Sample], worst: StagePlan, room
         return f"{total / GB:.2f} GB, {'fits' if total <= room else 'not enough alone'}"
 
     advice = []
-    if worst.largest_batch:
-        advice.append(f"--data.batch_size {worst.largest_batch} fits (accumulate_grad_batches makes up for it)")
     lighter = _Rehearsal(recipe, samples, checkpointing=True)
+    tasks = lighter.module.tasks
+    least = max(tasks[name].least for name in lighter.module.stages[worst.stage].tasks or tasks)
+    if worst.largest_batch >= least:
+        made_up = "fewer studies to compare" if least > 1 else "accumulate_grad_batches makes up for it"
+        advice.append(f"--data.batch_size {worst.largest_batch} fits ({made_up})")
     total = lighter(worst.stage, worst.batch_size).total
     if total < worst.total:
         where = "encoder and language.Pretrained"
@@ -175,7 +178,7 @@ class _Rehearsal:
                 four_bit = source.quantization is not None
                 self.module.language = _shape_of(replace(source, checkpointing=checkpointing or source.checkpointing))
             elif self.module.language is not None:
-                texts = [sample.study.report for sample in samples if sample.study.report]
+                texts = texts_of(sample.study for sample in samples)
                 self.module.language = self.module.language.build(texts)
             self.module.configure_model()
             if checkpointing and hasattr(self.module.model.encoder, "checkpointing"):

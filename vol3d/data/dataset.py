@@ -232,9 +232,12 @@ class VolumeData(LightningDataModule):
         return self._manifests[name]
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the manifests, so that bad rows are told before training starts."""
-        for manifest in (self.manifest, *self.others.values()):
+        """Reads the manifests, so that bad rows, and that none is to train on, are told before training starts."""
+        manifests = (self.manifest, *self.others.values())
+        for manifest in manifests:
             log.info("%r", manifest)
+        if stage == "fit" and not any(len(manifest.split("train")) for manifest in manifests):
+            self.dataset("train")
 
     def dataset(self, split: str, name: str | None = None) -> VolumeDataset:
         """The studies of "train", "val", "test" or "predict" (test, or all studies when none has a split), from

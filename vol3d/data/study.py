@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -130,6 +130,14 @@ class Study:
         if row["patient"] == self.study:
             del row["patient"]
         return row
+
+
+def texts_of(studies: Iterable[Study]) -> list[str]:
+    """What a tokenizer of its own can learn from: the studies' reports; where none has one, their questions and
+    answers."""
+    studies = list(studies)
+    reports = [text for study in studies if (text := study.report)]
+    return reports or [f"{asked['question']} {asked['answer']}" for study in studies for asked in study.questions]
 
 
 _CT = re.compile(r"\s*(ct|cta|computed tomography)\b", re.IGNORECASE)

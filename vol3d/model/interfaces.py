@@ -198,6 +198,7 @@ class Task(Part, ABC):
     of its own: a step of such tasks alone does not encode the batch, and gives them None for its features. `calibrates`
     asks the evaluation for predictions of the validation split too. `writes` names the fields of its predictions where
     they are not the one called `kind`; of two tasks that write the same only the first predicts (`predicting`).
+    `least` is how many studies a step needs, of all processes together, for the task to learn anything.
     """
 
     kind: str = ""
@@ -206,6 +207,7 @@ class Task(Part, ABC):
     encodes: bool = False
     calibrates: bool = False
     writes: tuple[str, ...] = ()
+    least: int = 1
 
     @property
     def outputs(self) -> tuple[Any, ...]:

@@ -40,7 +40,7 @@ class LanguageSource(Protocol):
     """Says which language model to build; building happens later, when training or inference starts."""
 
     def build(self, texts: Iterable[str]) -> LanguageModel:
-        """Make the model; `texts` are the training reports, which a scratch tokenizer is trained on."""
+        """Make the model; `texts` are those of training (reports, or questions), for a scratch tokenizer to learn."""
         ...
 
 

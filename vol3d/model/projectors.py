@@ -83,10 +83,10 @@ class PixelShuffleProjector(Projector):
         self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out_dim), nn.GELU(), nn.Linear(out_dim, out_dim))
 
     def num_tokens(self, grid_size: Triple) -> int:
-        return math.prod(blocks_of(grid_size, self.block))
+        return math.prod(blocks_of(grid_size, self.block, "block"))
 
     def forward(self, features: Features) -> Tokens:
-        (bx, by, bz), (gx, gy, gz) = self.block, blocks_of(features.grid_size, self.block)
+        (bx, by, bz), (gx, gy, gz) = self.block, blocks_of(features.grid_size, self.block, "block")
         wide = rearrange(
             features.tokens, "b (gx bx gy by gz bz) c -> b (gx gy gz) (bx by bz c)",
             gx=gx, bx=bx, gy=gy, by=by, gz=gz, bz=bz,
@@ -174,8 +174,8 @@ class LinearProjector(Projector):
         return in_order(self.linear(features.tokens), features.grid_size, self.order)
 
 
-def blocks_of(grid_size: Triple, block: Triple) -> Triple:
-    """Blocks along x, y, z.
+def blocks_of(grid_size: Triple, block: Triple, name: str = "pooling") -> Triple:
+    """Blocks along x, y, z; `name` is what their maker calls their size.
 
     Raises:
         ValueError: the grid is not a multiple of the block.
@@ -183,7 +183,7 @@ def blocks_of(grid_size: Triple, block: Triple) -> Triple:
     for axis, (size, step) in enumerate(zip(grid_size, block, strict=True)):
         if size % step:
             raise ValueError(
-                f"{size} tokens along {'xyz'[axis]} cannot be pooled by {step}: give the projector a pooling "
+                f"{size} tokens along {'xyz'[axis]} cannot be pooled by {step}: give the projector a {name} "
                 f"that divides the token grid {tuple(grid_size)}"
             )
     x, y, z = (size // step for size, step in zip(grid_size, block, strict=True))

@@ -83,7 +83,7 @@ def token_positions(attention_mask: Tensor) -> Tensor:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer trained on the reports; any text round-trips through it.
+    """A byte-level BPE tokenizer trained on these texts; any text round-trips through it.
 
     Raises:
         ValueError: there is no text to train on.
@@ -94,9 +94,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     corpus = [text for text in texts if text]
     if not corpus:
         raise ValueError(
-            "no reports to train a tokenizer on: the training split has 0 rows with a report; give it some, or "
-            "take a trained model, which knows its own words, to these studies: --model.base RUN/model in place of "
-            "--ckpt_path"
+            "no text to train a tokenizer on: the training split has 0 rows with a report or questions; give it some "
+            "(vol3d.data.questions.add_questions writes questions from labels), or take a trained model, which knows "
+            "its own words, to these studies: --model.base RUN/model in place of --ckpt_path"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

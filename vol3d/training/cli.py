@@ -63,7 +63,8 @@ def _check_grid(module: VolumeModule, data: VolumeData) -> None:
     if grid.channels != encoder.in_channels:
         raise ValueError(
             f"grid {grid.name!r} has {grid.channels} windows, the encoder takes {encoder.in_channels} channels: set "
-            "data.grid.init_args.window or model.encoder.init_args.in_channels"
+            "data.grid.init_args.window or model.encoder.init_args.in_channels (model.encoder.dict_kwargs.in_channels "
+            "where the encoder is named to vol3d.encoders.create)"
         )
     if grid.shape is not None:
         encoder.grid_size(grid.shape)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vol3d.data.dataset import VolumeData
+from vol3d.data.study import texts_of
 from vol3d.model.language import LanguageModel
 from vol3d.model.pretrained import save
 from vol3d.training.module import VolumeModule
@@ -54,8 +55,8 @@ def write_model(
     """The model folder of a module that was not fitted yet and the weights of one that was."""
     if module.language is not None and not isinstance(module.language, LanguageModel):
         manifests = [data.manifest, *getattr(data, "others", {}).values()]
-        texts = [study.report for manifest in manifests for study in manifest.split("train") if study.report]
-        module.language = module.build_language(texts)
+        studies = (study for manifest in manifests for study in manifest.split("train"))
+        module.language = module.build_language(texts_of(studies))
     module.configure_model()
     wanted = module.state_dict()
     # What has no axis here has one of length 1 under FSDP2.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vol3d.data.batch import Batch
+from vol3d.data.study import texts_of
 from vol3d.model.adapters import parameter_table, recompute_frozen
 from vol3d.model.cross_entropy import is_sharded
 from vol3d.model.fine_tuning import Base
@@ -44,7 +45,7 @@ class VolumeModule(lightning.LightningModule):
         tasks: name → callable (model) → Task; in Python `functools.partial(ReportGeneration, target="report")`.
         projector: callable (in_dim, out_dim) → Projector; needed with a language model.
         language: a LanguageModel, or a source (Scratch, Pretrained) built when fitting starts, because a scratch
-            tokenizer is trained on the training reports.
+            tokenizer is trained on the training reports, or on the questions where there are none.
         stages: name → Stage, in their order; None for one stage in which everything learns.
         mixture: how the tasks' losses become one; None adds them up by their weights.
         base: folder of a saved model to fine-tune: the encoder, the projector, the language model and the tasks of the
@@ -131,7 +132,7 @@ class VolumeModule(lightning.LightningModule):
     def _training_texts(self) -> list[str]:
         data = getattr(self.trainer, "datamodule", None)
         manifests = [] if data is None else [data.manifest, *getattr(data, "others", {}).values()]
-        return [text for manifest in manifests for study in manifest.split("train") if (text := study.report)]
+        return texts_of(study for manifest in manifests for study in manifest.split("train"))
 
     def part(self, name: str) -> nn.Module | None:
         """A part of the model by the name stages know it by; how tasks are mixed is learnt with the tasks."""
@@ -299,6 +300,13 @@ class VolumeModule(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         draw_apart()
+        studies = self.trainer.world_size * (getattr(self.trainer.datamodule, "batch_size", None) or 0)
+        for name in {name for stage in self.stages.values() for name in stage.tasks or self.tasks}:
+            if 0 < studies < (least := self.tasks[name].least):
+                raise ValueError(
+                    f"task {name!r} learns from the differences between the studies of a step, which are {studies}: "
+                    f"give data.batch_size {least} or more (accumulate_grad_batches does not put studies together)"
+                )
 
     def on_train_batch_start(self, batch: Batch, index: int) -> int | None:
         name = self.schedule.name(self.global_step)
