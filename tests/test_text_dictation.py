@@ -9,6 +9,7 @@ from vol3d.text.lexicon import swap_sides
 from vol3d.text.ontology import SIDES, Finding
 from vol3d.text.parser import finding_keys, finding_labels, parse_findings, parse_mentions
 from vol3d.text.shorthand import written_out
+from vol3d.text.spelling import respelt
 
 SENTENCES = {
     "american": """
@@ -724,6 +725,62 @@ LAD stent. =>
 No LAD calcification. =>
 No TAAA. =>
 """,
+    "written otherwise": """
+Bilat. effusions with assoc. atelectasis. => both pleural effusion, both atelectasis
+RT. EFFUSION. => right pleural effusion
+L hydroneph. => left hydronephrosis
+LLL PNA with parapneumonic effusion. => left consolidation, left pleural effusion
+RML PNA. No effusion. => right consolidation
+T7 VCF. => vertebral fracture
+TAA 4.8 cm. => aortic aneurysm
+Liver mets, bone mets. => liver lesion, bone metastasis
+Osseous mets. => bone metastasis
+Trace FF in pelvis. => ascites
+Bilateral pleural effusons. => both pleural effusion
+Right pneumothrax. => right pneumothorax
+Right pnuemothorax. => right pneumothorax
+Cardiomegally. => cardiomegaly
+Emphysemetous changes. => emphysema
+Emphesema. => emphysema
+Bibasilar atelectatsis. => both atelectasis
+Right middle lobe pnuemonia. => right consolidation
+Splenomegally. => splenomegaly
+Cholelithisis. => gallstones
+Hydronephosis on the right. => right hydronephrosis
+Asites. => ascites
+Aortic aneurism. => aortic aneurysm
+Pericardial effussion. => pericardial effusion
+The following are not seen: gallstones, renal stones, hydronephrosis. =>
+Ruled out: pneumothorax. =>
+Ruled out: pneumothorax, effusion. =>
+Absent: pneumothorax, effusion. =>
+Negative: pneumothorax, effusion, fracture. =>
+Pleural effusion? None. =>
+Pleural effusion? Yes, bilateral. => both pleural effusion
+Gallstones? Absent. =>
+Hydronephrosis? No. Ascites? Yes. => ascites
+Pneumothorax: [ ] Yes [x] No =>
+[x] Gallstones [ ] Ascites => gallstones
+[ ] Gallstones [x] Ascites => ascites
+☐ Gallstones ☒ Ascites => ascites
+Is there a pneumothorax? No. =>
+Prior CT: left effusion. =>
+Prior imaging report: right nodule. =>
+Pneumothorax [ ] Effusion [ ] =>
+Gallstones [x] Ascites [ ] => gallstones
+Gallstones [ ] Ascites [x] => ascites
+Pleural effusion: [x] Yes [ ] No. Pneumothorax: [ ] Yes [x] No. => pleural effusion
+Mets to bone and liver. => bone metastasis, liver lesion
+LT. EFFUSION. RT. LUNG CLEAR. => left pleural effusion
+Resolved: effusion. New: left nodule. => left pulmonary nodule
+Negative: PTX. Positive: right effusion. => right pleural effusion
+Patient failed to hold breath; small left effusion. => left pleural effusion
+Nodule measuring [ ] mm in the left lung. => left pulmonary nodule
+Pneumonia? No effusion. => consolidation
+S/P RT. LEFT EFFUSION. => left pleural effusion
+Pneumonic, plurality, calculous. =>
+No PNA, nodal mets or brain mets. =>
+""",
 }
 
 REPORTS = [
@@ -973,3 +1030,14 @@ def test_shorthand_is_written_out_and_other_letters_stay():
     )
     for text in ("2 L drained", "L4 and L 5", "L spine", "R/O PTX", "R. Smith", "post RT change", "RTA", "s/p", "w/o"):
         assert written_out(text) == text
+
+
+def test_boxes_are_ticks_only_where_one_is_ticked_or_opens_the_line():
+    assert written_out("[ ] PTX") == "; no  PTX"
+    assert written_out("Nodule of [ ] mm") == "Nodule of [ ] mm"
+
+
+def test_slips_are_mended_and_other_words_stay():
+    assert respelt("pnuemothorax, effussions, emphesema") == "pneumothorax, effusions, emphysema"
+    for word in ("pneumonic", "stenosis", "empyema", "perineal", "calculous", "lesional", "hernial", "inguinally"):
+        assert respelt(word) == word
