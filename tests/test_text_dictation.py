@@ -725,6 +725,47 @@ LAD stent. =>
 No LAD calcification. =>
 No TAAA. =>
 """,
+    "denied, doubted and treated": """
+Nodules are seen in neither lung. =>
+Fails to show any pulmonary nodule. =>
+The study fails to demonstrate hydronephrosis. =>
+There isn't any pleural effusion. =>
+There isn't a pneumothorax. =>
+Nil pleural effusion. =>
+Nil focal consolidation or collapse. =>
+No adverse change in the hepatic cysts. => hepatic cyst
+No rupture of the abdominal aortic aneurysm. => aortic aneurysm
+No leak from the abdominal aortic aneurysm. => aortic aneurysm
+No evidence of growth of the left lower lobe nodule. => left pulmonary nodule
+Left effusion smaller; right effusion gone. => left pleural effusion
+Hydronephrosis has subsided. =>
+A left effusion, not seen previously, is small. => left pleural effusion
+Low suspicion for bowel obstruction. =>
+Low likelihood of pneumonia. =>
+Low probability of pneumonia. =>
+Correlate for pneumonia. =>
+Clinical correlation for pneumonia is recommended. =>
+Increased risk of pneumothorax. =>
+Open repair of AAA. =>
+Endograft repair of abdominal aortic aneurysm without endoleak. =>
+Resected liver metastasis, no recurrence. =>
+Resection of right upper lobe nodule; no recurrence. =>
+Don't see a pneumothorax; small left effusion. => left pleural effusion
+No extension of the left effusion. => left pleural effusion
+No evidence of increased left effusion. => left pleural effusion
+Emphysema: 0. =>
+Lung nodules: No suspicious. =>
+Fatty liver: no evidence. =>
+Not seen previously: 5 mm nodule in the left lower lobe. => left pulmonary nodule
+Partially resected mass in the right lung. => right pulmonary nodule
+Low suspicion for malignancy, 4 mm nodule in the left lung. => left pulmonary nodule
+No recurrence of the left pneumothorax. =>
+No evidence of the previously seen left effusion. =>
+No enlargement of the heart or spleen. =>
+Nil of note, left effusion unchanged. => left pleural effusion
+Status post mitral valve repair and cardiomegaly. => cardiomegaly
+The effusion hasn't resolved on the left. => left pleural effusion
+""",
     "written otherwise": """
 Bilat. effusions with assoc. atelectasis. => both pleural effusion, both atelectasis
 RT. EFFUSION. => right pleural effusion
