@@ -725,6 +725,40 @@ LAD stent. =>
 No LAD calcification. =>
 No TAAA. =>
 """,
+    "translated": """
+Heart size increased. => cardiomegaly
+Heart sizes are increased. => cardiomegaly
+The cardiothoracic ratio is increased. => cardiomegaly
+Heart dimensions are larger than normal. => cardiomegaly
+Calcified changes observed in the wall of the thoracic aorta and of the coronaries. => coronary artery calcification
+Calcifications are observed in the LAD. => coronary artery calcification
+The ascending aorta is 45 mm in diameter and is aneurysmatic. => aortic aneurysm
+In the right lung upper lobe anterior segment, a 7x5 mm nodule was observed. => right pulmonary nodule
+In the left lung lower lobe, there is a 9 mm nodule and adjacent atelectasis. => left pulmonary nodule, left atelectasis
+Pneumonic infiltration is observed in the left lower lobe. => left consolidation
+Renal tract: 3 mm calculus in the lower pole calyx on the left. => left renal stone
+Nodules in the upper lobes bilaterally. => both pulmonary nodule
+Nodules in the right upper, right lower, and left upper lobes. => both pulmonary nodule
+Moderate right and no left effusion. => right pleural effusion
+Small right but no left pleural effusion. => right pleural effusion
+An increase in heart size is observed. => cardiomegaly
+Atelectatic changes accompanying the effusion on the right. => right atelectasis, right pleural effusion
+There is a collapse-consolidation in the left lung lower lobe. => left atelectasis, left consolidation
+Perihepatic and perisplenic effusion. =>
+Hepatic metastatic disease, progressed. => liver lesion
+Metastatic disease to the liver. => liver lesion
+Left subdural effusion. =>
+Moderate left and no right hydronephrosis. => left hydronephrosis
+Left and not right renal stone. => left renal stone
+Collapse and consolidation in the left lower lobe. => left atelectasis, left consolidation
+Left effusion smaller; right effusion gone. => left pleural effusion
+Heart size has not increased. Cardiothoracic ratio is normal. =>
+Without increase in heart size. =>
+Airway collapse. Consolidation in the left lower lobe. => left consolidation
+Metastatic disease to lymph nodes. =>
+Left kidney upper pole cyst and right kidney lower pole stone. => left renal cyst, right renal stone
+Nodule in the upper lobe of the right lung and scarring on the left. => right pulmonary nodule
+""",
     "denied, doubted and treated": """
 Nodules are seen in neither lung. =>
 Fails to show any pulmonary nodule. =>
