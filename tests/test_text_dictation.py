@@ -726,6 +726,19 @@ No LAD calcification. =>
 No TAAA. =>
 """,
     "translated": """
+In the mediastinal window, the heart is enlarged, and pericardial effusion is not observed. => cardiomegaly
+The spleen is enlarged, and ascites is not observed. => splenomegaly
+Heart is not enlarged and pericardial effusion is seen. => pericardial effusion
+Mild height loss in the anterior part of the L1 vertebral corpus. => vertebral fracture
+Pneumothorax was not encountered. Pneumothorax is not distinguished. =>
+Compressive atelectasis secondary to the effusion on the left. => left atelectasis, left pleural effusion
+Grade 1-2 pelvicalyceal ectasia in the right kidney. => right hydronephrosis
+Fat infiltration of the liver. => hepatic steatosis
+Trace pelvic fluid. => ascites
+Mild L1 superior endplate compression. => vertebral fracture
+Lytic destruction of the right iliac bone. => bone metastasis
+Bilateral parapelvic cysts mimicking hydronephrosis. => both renal cyst
+Bilateral effusion was present in the previous examination, not detected in the current one. =>
 Heart size increased. => cardiomegaly
 Heart sizes are increased. => cardiomegaly
 The cardiothoracic ratio is increased. => cardiomegaly

@@ -47,7 +47,10 @@ def _big(organ: str) -> str:
     )
 
 
-_LEVEL = r"(?:the )?(?:[\w-]+ ){0,2}?(?:[tl]-?(?:1[0-2]|[1-9])(?! nerve| root)|vertebra(?:e|l bod(?:y|ies))?)"
+_LEVEL = (
+    r"(?:the )?(?:(?:\w+ )?(?:part|portion|aspect|half|third)s? of (?:the )?)?(?:[\w-]+ ){0,2}?"
+    r"(?:[tl]-?(?:1[0-2]|[1-9])(?! nerve| root)|vertebra(?:e|l bod(?:y|ies))?)"
+)
 
 _DIRECT: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("pleural effusion", ("pleural", "hydro", "emothora", "emopneumo"),
@@ -81,10 +84,11 @@ _DIRECT: tuple[tuple[str, tuple[str, ...], str], ...] = (
      r"|coronary arteries" + _ENLARGED + r" calcified|calcified coronary (?:arter(?:y|ies)|plaques?)"
      r"|(?:calcif\w+|athero\w+)(?: (?!no\b|not\b|normal\b)\w+){0,12} coronar(?:y|ies)(?: arter(?:y|ies))?"),
     ("aortic aneurysm", ("aaa",), r"t?aaa"),
-    ("hepatic steatosis", ("steato", "fatty"),
+    ("hepatic steatosis", ("steato", "fat"),
      r"(?:hepatic )?steatosis|hepatosteatosis|steatotic(?: liver)?|fatty liver"
      r"|liver" + _ENLARGED + r"(?: enlarged,? and)? fatty(?: infiltrated)?"
      r"|fatty (?:infiltration|change)(?! of the panc| in the panc)(?: (?:of|in) the liver)?"
+     r"|fat (?:infiltration|deposition) (?:of|in) the liver"
      r"|fatty replacement of the liver"),
     ("liver lesion", ("hcc", "hepatocellular"), r"hccs?|hepatocellular carcinomas?"),
     ("gallstones", ("gallstone", "gall stone", "lithiasis"), r"gall ?stones?|chole(?:cysto)?lithiasis"),
@@ -93,15 +97,15 @@ _DIRECT: tuple[tuple[str, tuple[str, ...], str], ...] = (
      r"|spleen (?:is|measures|measuring)[\w .]{1,30},? (?:(?:and|which) (?:is )?)?(?:\w+ly )?enlarged|"
      + _big("spleen|splenic")),
     ("renal stone", ("lith",), r"nephrolith(?:iasis|s)?"),
-    ("hydronephrosis", ("nephro", "ectasis", "collecting", "renal pelvis", "calyc", "dilat"),
-     r"hydro(?:uretero)?nephro(?:sis|tic)|(?:pelvi|pyel|cali)\w*ectasis"
+    ("hydronephrosis", ("nephro", "ectasis", "collecting", "renal pelvis", "calyc", "ectasia", "dilat"),
+     r"hydro(?:uretero)?nephro(?:sis|tic)|(?:pelvi|pyel|cali)\w*ectasis|pelvi\w+ ectasia"
      r"|(?:(?:left|right) )?(?:(?:collecting|pelvi\w+) systems?|renal pelvis|renal pelves)" + _ENLARGED + " dilated"
      r"|dilat(?:ed|ation of|ion of) (?:the )?(?:(?:left|right) )?"
      r"(?:renal )?(?:collecting systems?|renal pelvis|pelvi\w+ systems?)"
      r"|pelvi\w+ (?:systems? )?dilat(?:at)?ion"),
     ("ascites", ("ascit", "fluid"),
      r"ascit(?:es|ic fluid)|(?:free )?(?:intra-?)?(?:peritoneal|intra-?abdominal) (?:free )?fluid"
-     r"|free (?:pelvic |abdominal )?fluid|fluid in the (?:abdomen|peritone\w+)"),
+     r"|free (?:pelvic |abdominal )?fluid|pelvic fluid(?! collect)|fluid in the (?:abdomen|peritone\w+)"),
     ("bowel obstruction", ("obstruct", "sbo", "lbo"),
      r"(?:(?:small|large)[- ]bowel|bowel|intestinal|colonic) obstructions?|sbo|lbo"
      r"|obstruct(?:ion of|ed) (?:the )?(?:small |large )?(?:bowel|intestine)"
@@ -118,13 +122,13 @@ _DIRECT: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("vertebral fracture", ("fracture", "deformit", "wedg", "height", "collapse", "compression"),
      r"(?:compression|wedge|burst)(?: \w+)?? (?:fractures?|deformit(?:y|ies))"
      r"|vertebra(?:l|l body|l bodies|e)?(?: \w+)?? (?:fractures?|collapse|compression)"
-     r"|wedging|wedge-shaped deformity|loss of vertebral (?:body )?height"
+     r"|endplate compression|wedging|wedge-shaped deformity|loss of vertebral (?:body )?height"
      r"|(?:vertebral (?:body )?|[tl]-?(?:1[0-2]|[1-9]) )height loss"
      rf"|(?:(?:(?<!dis[ck] )(?<!space )height loss|loss of (?:(?!dis[ck]|intervert)\w+ )?height) (?:of|at|in|involving)"
      rf"|compression of) {_LEVEL}"),
     ("bone metastasis", ("lytic", "sclerotic", "blastic", "metasta"),
      r"(?:osteo)?(?:lytic|sclerotic|blastic)(?: (?:and|or) (?:lytic|sclerotic|blastic))?(?: (?:bone|bony|osseous))?"
-     r" (?:lesions?|metastas[ie]s|foc(?:us|i)|deposits?)"
+     r" (?:lesions?|metastas[ie]s|foc(?:us|i)|deposits?|destruction)"
      r"|(?:osseous|bone|bony|skeletal) metastatic (?:disease|deposits?)"
      r"|metastatic (?:bone|osseous|skeletal) (?:disease|lesions?)"),
 )  # fmt: skip

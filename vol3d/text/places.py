@@ -89,8 +89,9 @@ _NEAR = re.compile(
     r"(?:(?:only|mainly|predominantly|more|worse|greater|larger)\s+)?(?:on the\s+)?"
 )
 _LINK = re.compile(
-    r"(?!.*\bin the\b)[\s,/-]*(?:(?:and|or|nor|with|&|plus|as well as|due to|secondary to|caused by|related to|from"
-    r"|(?:accompanying|associated with|adjacent to)(?: the)?|(?:is |are )?(?:favou?red )?over|rather than"
+    r"(?!.*\bin the\b)[\s,/-]*(?:(?:and|or|nor|with|&|plus|as well as|from"
+    r"|(?:due to|secondary to|caused by|related to|accompanying|associated with|adjacent to)(?: the)?"
+    r"|(?:is |are )?(?:favou?red )?over|rather than"
     r"|versus|vs)\b)?\s*"
     rf"(?:(?!(?:{STOP})\b)[\w./]+[\s-]+){{0,4}}"
 )

@@ -22,7 +22,7 @@ Status = Literal["present", "possible", "absent", "historical"]
 
 _SEEN = (
     r"(?:seen|identified|visuali[sz]ed|present|noted|demonstrated|evident|detected|appreciated|observed|found|visible"
-    r"|apparent|shown|definitely seen|clearly seen)"
+    r"|apparent|shown|encountered|distinguished|discerned|selected|determined|definitely seen|clearly seen)"
 )
 _BE = r"(?:is|are|was|were|has been|have been|appears?|remains?)"
 BREAK = re.compile(
@@ -38,7 +38,8 @@ _FORWARD = re.compile(
     r"|absen(?:t|ce of)|neg(?:ative)? for|fail(?:s|ed)? to (?:show|demonstrate|reveal|identify|detect)"
     r"|low (?:suspicion|likelihood|probability|concern) (?:for|of)"
     r"|free (?:of|from)|lack(?:s|ing)?(?: of)?|denies|devoid of|clear of|resolution of|resolved|clearing of|rather than"
-    r"|instead of|w/o|rule[sd]? out|exclud(?:es?|ing)|non(?=-(?:aneurysmal|enlarged|dilated))|unlikely|nothing"
+    r"|instead of|mimic(?:s|king)?|simulating"
+    r"|w/o|rule[sd]? out|exclud(?:es?|ing)|non(?=-(?:aneurysmal|enlarged|dilated))|unlikely|nothing"
     r"|does not|do not|cannot be|interval removal of|favou?r\w*\b[\w ,-]{0,80}? over)\b(?!:)"
 )
 _NOT_NEGATION = re.compile(
@@ -70,7 +71,8 @@ _BACKWARD = re.compile(
     r"|\bnot (?:currently )?(?:there|visible)\b|\b(?:none|nil)\s*$"
 )
 _POSITIVE_VERB = re.compile(
-    rf"\b{_BE} (?:again |also |now )?{_SEEN}\b|\bthere (?:is|are)\b"
+    rf"\b{_BE} (?:again |also |now )?{_SEEN}\b(?! (?:previously|before|(?:on|in) (?:the |a )?(?:prior|previous)))"
+    r"|\bthere (?:is|are)\b"
     r"|\b(?:shows?|contains?|demonstrates?|has|have) (?:an?\b|the\b)"
 )
 _AMOUNT = r"(?:small|moderate|large|mild|severe|tiny|trace|minimal|massive|marked)(?! bowel)(?:ly|[- ]sized)?"
@@ -110,6 +112,8 @@ _TAKEN = re.compile(
     r"(?: (?:on|in|at) (?:the )?[\w ]{1,20}?)? (?:has been|have been|was|were) "
     r"(?:drained|evacuated|resected|removed|extracted)\b"
 )
+_SAID = re.compile(r" (?:is|are|has|have) ")
+"""The verb within a finding that is a statement: "heart is enlarged"."""
 _WHICH = re.compile(r"(?:,? (?:which|that) )?$")
 _INSIDE = re.compile(r" (?:not|no|no longer|without) ")
 _THEN = re.compile(r"\b(?:post|(?<!the )following|after)\b(?! contrast)")
@@ -255,7 +259,7 @@ def _negated_behind(text: str, spans: list[Span], index: int, cues: _Cues, low: 
             continue
         later = [s for s in spans[index + 1 :] if s.end <= start]
         head = text[low:start]
-        opened = _opens_positively(text, low, span, head)
+        opened = _opens_positively(text, low, span, head) or _SAID.search(text, span.core, span.end) is not None
         if opened and later and re.search(r",|\band\b", text[span.end : later[-1].core]):
             continue
         return True
