@@ -69,8 +69,8 @@ def written_out(text: str) -> str:
 def _unboxed(match: re.Match[str]) -> str:
     """A line of boxes in words: "[x] gallstones [ ] ascites"; "gallstones [x]"; "ascites: [ ] yes [x] no"."""
     line = re.sub(rf"(?i){_EMPTY} ?(?:yes|no)\b", "", match[0])
-    line = re.sub(rf"(?i):?\s*{_TICKED} ?(?=(?:yes|no)\b)", ": ", line)
-    behind = re.search(rf"(?:{_EMPTY}|{_TICKED})\s*$", line)
+    line = re.sub(rf"(?i)(?:: *)?{_TICKED} ?(?=(?:yes|no)\b)", ": ", line)
+    behind = re.search(rf"(?:{_EMPTY}|{_TICKED})$", line.rstrip())
     if not behind and not re.search(rf"^[\s\d.()*•-]*{_EMPTY}|{_TICKED}", line):  # a blank that nobody filled in
         return line
     return re.sub(_TICKED, "; ", re.sub(_EMPTY, " absent; " if behind else "; no ", line))
