@@ -34,6 +34,10 @@ SIZES = [
     ("Left renal cyst measures 6 mm, was 8 mm.", 6.0),
     ("Left renal cyst measures 6 mm, previously 8 mm.", 6.0),
     ("Left renal cyst, 6 mm, 8 mm previously.", 6.0),
+    ("Right upper lobe nodule, 4 mm, 1 cm from the pleura.", 4.0),
+    ("Left renal cyst, 2 cm below the hilum, measuring 6 mm.", 6.0),
+    ("Right upper lobe nodule, 9 mm, up from 5 mm.", 9.0),
+    ("Right upper lobe nodule now 6 mm from the prior 8 mm.", 6.0),
 ]
 
 BRACKETS = [

@@ -9,6 +9,7 @@ from vol3d.text.lexicon import swap_sides
 from vol3d.text.ontology import SIDES, Finding
 from vol3d.text.parser import finding_keys, finding_labels, parse_findings, parse_mentions
 from vol3d.text.shorthand import written_out
+from vol3d.text.spelling import respelt
 
 SENTENCES = {
     "american": """
@@ -724,6 +725,150 @@ LAD stent. =>
 No LAD calcification. =>
 No TAAA. =>
 """,
+    "translated": """
+In the mediastinal window, the heart is enlarged, and pericardial effusion is not observed. => cardiomegaly
+The spleen is enlarged, and ascites is not observed. => splenomegaly
+Heart is not enlarged and pericardial effusion is seen. => pericardial effusion
+Mild height loss in the anterior part of the L1 vertebral corpus. => vertebral fracture
+Pneumothorax was not encountered. Pneumothorax is not distinguished. =>
+Compressive atelectasis secondary to the effusion on the left. => left atelectasis, left pleural effusion
+Grade 1-2 pelvicalyceal ectasia in the right kidney. => right hydronephrosis
+Fat infiltration of the liver. => hepatic steatosis
+Trace pelvic fluid. => ascites
+Mild L1 superior endplate compression. => vertebral fracture
+Lytic destruction of the right iliac bone. => bone metastasis
+Bilateral parapelvic cysts mimicking hydronephrosis. => both renal cyst
+Bilateral effusion was present in the previous examination, not detected in the current one. =>
+Heart size increased. => cardiomegaly
+Heart sizes are increased. => cardiomegaly
+The cardiothoracic ratio is increased. => cardiomegaly
+Heart dimensions are larger than normal. => cardiomegaly
+Calcified changes observed in the wall of the thoracic aorta and of the coronaries. => coronary artery calcification
+Calcifications are observed in the LAD. => coronary artery calcification
+The ascending aorta is 45 mm in diameter and is aneurysmatic. => aortic aneurysm
+In the right lung upper lobe anterior segment, a 7x5 mm nodule was observed. => right pulmonary nodule
+In the left lung lower lobe, there is a 9 mm nodule and adjacent atelectasis. => left pulmonary nodule, left atelectasis
+Pneumonic infiltration is observed in the left lower lobe. => left consolidation
+Renal tract: 3 mm calculus in the lower pole calyx on the left. => left renal stone
+Nodules in the upper lobes bilaterally. => both pulmonary nodule
+Nodules in the right upper, right lower, and left upper lobes. => both pulmonary nodule
+Moderate right and no left effusion. => right pleural effusion
+Small right but no left pleural effusion. => right pleural effusion
+An increase in heart size is observed. => cardiomegaly
+Atelectatic changes accompanying the effusion on the right. => right atelectasis, right pleural effusion
+There is a collapse-consolidation in the left lung lower lobe. => left atelectasis, left consolidation
+Perihepatic and perisplenic effusion. =>
+Hepatic metastatic disease, progressed. => liver lesion
+Metastatic disease to the liver. => liver lesion
+Left subdural effusion. =>
+Moderate left and no right hydronephrosis. => left hydronephrosis
+Left and not right renal stone. => left renal stone
+Collapse and consolidation in the left lower lobe. => left atelectasis, left consolidation
+Left effusion smaller; right effusion gone. => left pleural effusion
+Heart size has not increased. Cardiothoracic ratio is normal. =>
+Without increase in heart size. =>
+Airway collapse. Consolidation in the left lower lobe. => left consolidation
+Metastatic disease to lymph nodes. =>
+Left kidney upper pole cyst and right kidney lower pole stone. => left renal cyst, right renal stone
+Nodule in the upper lobe of the right lung and scarring on the left. => right pulmonary nodule
+""",
+    "denied, doubted and treated": """
+Nodules are seen in neither lung. =>
+Fails to show any pulmonary nodule. =>
+The study fails to demonstrate hydronephrosis. =>
+There isn't any pleural effusion. =>
+There isn't a pneumothorax. =>
+Nil pleural effusion. =>
+Nil focal consolidation or collapse. =>
+No adverse change in the hepatic cysts. => hepatic cyst
+No rupture of the abdominal aortic aneurysm. => aortic aneurysm
+No leak from the abdominal aortic aneurysm. => aortic aneurysm
+No evidence of growth of the left lower lobe nodule. => left pulmonary nodule
+Left effusion smaller; right effusion gone. => left pleural effusion
+Hydronephrosis has subsided. =>
+A left effusion, not seen previously, is small. => left pleural effusion
+Low suspicion for bowel obstruction. =>
+Low likelihood of pneumonia. =>
+Low probability of pneumonia. =>
+Correlate for pneumonia. =>
+Clinical correlation for pneumonia is recommended. =>
+Increased risk of pneumothorax. =>
+Open repair of AAA. =>
+Endograft repair of abdominal aortic aneurysm without endoleak. =>
+Resected liver metastasis, no recurrence. =>
+Resection of right upper lobe nodule; no recurrence. =>
+Don't see a pneumothorax; small left effusion. => left pleural effusion
+No extension of the left effusion. => left pleural effusion
+No evidence of increased left effusion. => left pleural effusion
+Emphysema: 0. =>
+Lung nodules: No suspicious. =>
+Fatty liver: no evidence. =>
+Not seen previously: 5 mm nodule in the left lower lobe. => left pulmonary nodule
+Partially resected mass in the right lung. => right pulmonary nodule
+Low suspicion for malignancy, 4 mm nodule in the left lung. => left pulmonary nodule
+No recurrence of the left pneumothorax. =>
+No evidence of the previously seen left effusion. =>
+No enlargement of the heart or spleen. =>
+Nil of note, left effusion unchanged. => left pleural effusion
+Status post mitral valve repair and cardiomegaly. => cardiomegaly
+The effusion hasn't resolved on the left. => left pleural effusion
+""",
+    "written otherwise": """
+Bilat. effusions with assoc. atelectasis. => both pleural effusion, both atelectasis
+RT. EFFUSION. => right pleural effusion
+L hydroneph. => left hydronephrosis
+LLL PNA with parapneumonic effusion. => left consolidation, left pleural effusion
+RML PNA. No effusion. => right consolidation
+T7 VCF. => vertebral fracture
+TAA 4.8 cm. => aortic aneurysm
+Liver mets, bone mets. => liver lesion, bone metastasis
+Osseous mets. => bone metastasis
+Trace FF in pelvis. => ascites
+Bilateral pleural effusons. => both pleural effusion
+Right pneumothrax. => right pneumothorax
+Right pnuemothorax. => right pneumothorax
+Cardiomegally. => cardiomegaly
+Emphysemetous changes. => emphysema
+Emphesema. => emphysema
+Bibasilar atelectatsis. => both atelectasis
+Right middle lobe pnuemonia. => right consolidation
+Splenomegally. => splenomegaly
+Cholelithisis. => gallstones
+Hydronephosis on the right. => right hydronephrosis
+Asites. => ascites
+Aortic aneurism. => aortic aneurysm
+Pericardial effussion. => pericardial effusion
+The following are not seen: gallstones, renal stones, hydronephrosis. =>
+Ruled out: pneumothorax. =>
+Ruled out: pneumothorax, effusion. =>
+Absent: pneumothorax, effusion. =>
+Negative: pneumothorax, effusion, fracture. =>
+Pleural effusion? None. =>
+Pleural effusion? Yes, bilateral. => both pleural effusion
+Gallstones? Absent. =>
+Hydronephrosis? No. Ascites? Yes. => ascites
+Pneumothorax: [ ] Yes [x] No =>
+[x] Gallstones [ ] Ascites => gallstones
+[ ] Gallstones [x] Ascites => ascites
+☐ Gallstones ☒ Ascites => ascites
+Is there a pneumothorax? No. =>
+Prior CT: left effusion. =>
+Prior imaging report: right nodule. =>
+Pneumothorax [ ] Effusion [ ] =>
+Gallstones [x] Ascites [ ] => gallstones
+Gallstones [ ] Ascites [x] => ascites
+Pleural effusion: [x] Yes [ ] No. Pneumothorax: [ ] Yes [x] No. => pleural effusion
+Mets to bone and liver. => bone metastasis, liver lesion
+LT. EFFUSION. RT. LUNG CLEAR. => left pleural effusion
+Resolved: effusion. New: left nodule. => left pulmonary nodule
+Negative: PTX. Positive: right effusion. => right pleural effusion
+Patient failed to hold breath; small left effusion. => left pleural effusion
+Nodule measuring [ ] mm in the left lung. => left pulmonary nodule
+Pneumonia? No effusion. => consolidation
+S/P RT. LEFT EFFUSION. => left pleural effusion
+Pneumonic, plurality, calculous. =>
+No PNA, nodal mets or brain mets. =>
+""",
 }
 
 REPORTS = [
@@ -973,3 +1118,14 @@ def test_shorthand_is_written_out_and_other_letters_stay():
     )
     for text in ("2 L drained", "L4 and L 5", "L spine", "R/O PTX", "R. Smith", "post RT change", "RTA", "s/p", "w/o"):
         assert written_out(text) == text
+
+
+def test_boxes_are_ticks_only_where_one_is_ticked_or_opens_the_line():
+    assert written_out("[ ] PTX") == "; no  PTX"
+    assert written_out("Nodule of [ ] mm") == "Nodule of [ ] mm"
+
+
+def test_slips_are_mended_and_other_words_stay():
+    assert respelt("pnuemothorax, effussions, emphesema") == "pneumothorax, effusions, emphysema"
+    for word in ("pneumonic", "stenosis", "empyema", "perineal", "calculous", "lesional", "hernial", "inguinally"):
+        assert respelt(word) == word

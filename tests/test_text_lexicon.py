@@ -34,6 +34,7 @@ from vol3d.text.parser import parse_findings
         ("L1 and R91.1", "L1 and R91.1"),
         ("Small R effusion, 4 mm stone on the L.", "Small L effusion, 4 mm stone on the R."),
         ("R. renal calculus; L kidney: normal", "L. renal calculus; R kidney: normal"),
+        ("RT effusion, post-RT change, RT fibrosis on the LT", "LT effusion, post-RT change, RT fibrosis on the RT"),
         ("2 L drained, L 4, L spine, R/O PE, R. Smith", "2 L drained, L 4, L spine, R/O PE, R. Smith"),
         ("", ""),
     ],

@@ -530,6 +530,7 @@ def test_garbage_is_read_without_complaint_and_in_no_time():
         "left " * 2000,
         "nodule " * 500,
         "12 x " * 2000 + "mm",
+        " " * 20_000 + "[x] yes",
         "\x00",
     ]
     start = time.process_time()

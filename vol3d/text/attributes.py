@@ -13,6 +13,10 @@ _SIZE = re.compile(
 )
 _BEHIND_PLACE = re.compile(r"\s*\([^()]*|,?:? ?")
 _BEFORE_PLACE = re.compile(r" (?:(?:in|on|at|within) (?:the )?)?")
+_DISTANCE = re.compile(
+    r" (?:from|above|below|away|deep to|distal to|proximal to) (?:the|its|from)\b(?! (?:prior|previous))"
+)
+"""What tells that a length is how far away the finding lies."""
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _FORMER = re.compile(
     r"(?:[,(]\s*was|previously|prior(?! to )|formerly|(?P<start>from)|(?P<was>was|were)|compared (?:to|with)|versus|vs"
@@ -54,7 +58,7 @@ def sizes(text: str, spans: list[Span], places: list[Place]) -> list[list[tuple[
     """
     out: list[list[tuple[float, Place | None]]] = [[] for _ in spans]
     for match in _SIZE.finditer(text) if spans else ():
-        numbers = _today(text, match)
+        numbers = [] if _DISTANCE.match(text, match.end()) else _today(text, match)
         unit = 1.0 if match["unit"].startswith("m") else 10.0
         value = round(max(numbers, default=0.0) * unit, 3)
         owner = _size_owner(text, spans, match)

@@ -27,6 +27,9 @@ _THAN = re.compile(
     r"(?P<lead>(?:(?:larger|greater|more|smaller|less|worse|bigger|higher) than(?: (?:that )?on)?|[<>]) )"
     rf"(?P<what>)(?P<where>(?:the )?(?:left|right)){_ENDS}"
 )
+_BUT_NOT = re.compile(
+    r"\b(?:left|right)(?:[- ]sided)?(?P<rest>,? (?:and|but) (?:no|not)(?: an?)? (?:left|right)(?:[- ]sided)? )"
+)
 _PRONOUN = re.compile(
     r"\b(?:one|another|the other|that)\b(?=(?: \([^()]*\)| measuring [\d.x ]+[cm]m)? (?:in|on|at|within) (?:the )?"
     r"(?:left|right|lingula|[rl][uml]l)\b)"
@@ -60,6 +63,9 @@ def named_again(text: str, spans: list[Span]) -> str:
             text = f"{text[: match.end()]} {noun}{text[match.end() :]}"
     if not _GATE.search(text):
         return text
+    for match in reversed(list(_BUT_NOT.finditer(text))):
+        for span in [span for span in spans if span.start == match.end()][:1]:
+            text = f"{text[: match.start('rest')]} {text[span.start : span.end]}{text[match.start('rest') :]}"
     for match in sorted((m for p in (_PART, _TURNED, _THAN) for m in p.finditer(text)), key=lambda m: -m.start()):
         earlier = [span for span in spans if span.end <= match.start() and FINDINGS[span.name].sided]
         if not earlier:

@@ -30,12 +30,19 @@ _WORDS = {
 }
 _SWAP = {**_WORDS, **{b: a for a, b in _WORDS.items()}}
 
+RADIOTHERAPY = (
+    r"(?i:(?-i:RT)(?=[- ](?:changes?|fields?|fibrosis|pneumonitis|planning|treatment|related)\b)"
+    r"|(?:(?<=post[ -])|(?<=s/p )|(?<=after )|(?<=prior )|(?<=chemo[/-]))(?-i:RT)"
+    r"(?=\s*(?:[.,;)]|$)|\s(?:to|in|for|with|and)\b))"
+)
+"""An "RT" that is no right side."""
 _KEPT = (
     r"(?:left|right)[ -](?:(?:and|or|or the) (?:left|right) )?(?:hepatic|lobes? of the liver|lobe(?! pneumonia)|atri\w+"
     r"|ventric\w+|main\b|main coronary|coronary|anterior descending|circumflex|heart|bundle|hemicolon|colon|portal vein"
     r"|gastric)"
     r"|(?:atrium|ventricle|appendage)_(?:left|right)"
     r"|right (?:now|away|angle\w*|after|before)|all right"
+    rf"|{RADIOTHERAPY}"
     r"|left (?:in place|in situ|untreated|alone|against|the hospital)"
 )
 SIDE_LETTER = (

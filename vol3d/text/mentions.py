@@ -35,8 +35,22 @@ class _Head:
     strict: bool = True  # an organ word that is not ours after the head rules it out
 
 
-_ENLARGED = r"(?: (?:is|are|appears?|remains?|was))?(?: not| no longer)?(?: (?:\w+ly|again|also|stable and))*"
-_LEVEL = r"(?:the )?(?:[\w-]+ ){0,2}?(?:[tl]-?(?:1[0-2]|[1-9])(?! nerve| root)|vertebra(?:e|l bod(?:y|ies))?)"
+_ENLARGED = r"(?: (?:is|are|appears?|remains?|was|has|have))?(?: not| no longer)?(?: (?:\w+ly|again|also|stable and))*"
+_SIZE = "(?:sizes?|dimensions?|ratio|index)"
+
+
+def _big(organ: str) -> str:
+    """The pattern of an organ said to be too large."""
+    return (
+        rf"(?:{organ})(?: {_SIZE})?{_ENLARGED} (?:enlarged(?! lymph| node)|(?:larger|greater) than normal)"
+        rf"|(?:{organ}) {_SIZE}{_ENLARGED} increased|(?<!no )(?<!without )increase in (?:the )?(?:{organ}) {_SIZE}"
+    )
+
+
+_LEVEL = (
+    r"(?:the )?(?:(?:\w+ )?(?:part|portion|aspect|half|third)s? of (?:the )?)?(?:[\w-]+ ){0,2}?"
+    r"(?:[tl]-?(?:1[0-2]|[1-9])(?! nerve| root)|vertebra(?:e|l bod(?:y|ies))?)"
+)
 
 _DIRECT: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("pleural effusion", ("pleural", "hydro", "emothora", "emopneumo"),
@@ -45,49 +59,53 @@ _DIRECT: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("pneumothorax", ("pneumothora", "ptx", "pleural"),
      r"(?:hydro|ha?emo)?pneumothora(?:x|ces)|ptx|pleural air"
      r"|air (?:with)?in the (?:left |right )?pleural (?:space|cavity)"),
-    ("consolidation", ("consolidat", "space", "lobar", "alveolar", "pneumonia"),
+    ("consolidation", ("consolidat", "space", "lobar", "alveolar", "pneumoni"),
      r"(?:air ?-?space )?consolidat(?:ions?|ive (?:changes?|opacit(?:y|ies)|process)|ed)"
-     r"|(?:air ?-?space|lobar|alveolar) (?:disease|opacit(?:y|ies)|opacifications?)|(?:broncho)?pneumonias?"),
+     r"|(?:air ?-?space|lobar|alveolar) (?:disease|opacit(?:y|ies)|opacifications?)|(?:broncho)?pneumonias?"
+     r"|pneumonic (?:infiltrat(?:ions?|es?)|changes?)"),
     ("emphysema", ("emphysem", "bullous", "bullae"),
      r"(?<!subcutaneous )(?<!surgical )(?<!mediastinal )(?<!tissue )(?<!wall )emphysema(?:tous(?! \w+itis))?"
      r"(?: changes?)?|bullous (?:disease|changes?)|bullae"),
     ("atelectasis", ("atelecta", "volume loss", "collapse"),
      r"atelecta(?:sis|ses|tic(?: (?:changes?|bands?))?)|(?<!brain )volume loss"
-     r"|(?:lobar|(?:sub)?segmental) collapse"),
+     r"|(?:lobar|(?:sub)?segmental) collapse|collapse(?=(?:/|-| and | with | or )consolidat)"
+     r"|(?<=consolidation/)collapse|(?<=consolidation and )collapse"),
     ("cardiomegaly", ("cardi", "heart"),
      r"cardiomegaly|cardiac enlargement|enlargement of the (?:heart|cardiac silhouette)"
-     r"|enlarged (?:heart|cardiac silhouette)|(?:heart|cardiac silhouette|heart size)" + _ENLARGED + " enlarged"),
+     r"|enlarged (?:heart|cardiac silhouette)|" + _big("heart|cardiac(?: silhouette)?|cardiothoracic")),
     ("pericardial effusion", ("pericardi",),
      r"pericardial fluid|fluid (?:with)?in the pericardi(?:um|al (?:space|sac))|h(?:a?)emopericardium"),
     ("coronary artery calcification", ("coronar", "lad", "lcx", "rca", "left main", "circumflex"),
      r"(?:lad|lcx|rca|left main|circumflex)(?: artery)? (?:calcifications?|calcium|calcified plaques?)"
-     r"|(?:calcifications?|calcified plaques?|athero\w+) (?:in|of|within) the (?:lad|lcx|rca|left main|circumflex)\b"
+     r"|(?:calcifications?|calcifi(?:c|ed) plaques?|athero\w+) (?:(?:is|are) \w+ )?(?:in|of|within) (?:the )?"
+     r"(?:lad|lcx|rca|left main|circumflex)\b"
      r"|(?<!normal )coronar(?:y|ies) (?:arter(?:y|ial|ies) )?(?:(?:and|&) (?:\w+ ){1,3}|(?:[\w-]+ ){0,2})"
      r"(?:calcifications?|calcium|calcified plaques?)|coronary (?:artery |arterial )?athero\w+"
      r"|coronary arteries" + _ENLARGED + r" calcified|calcified coronary (?:arter(?:y|ies)|plaques?)"
-     r"|(?:calcif\w+|athero\w+)(?: (?!no\b|not\b|normal\b)\w+){0,7} coronar(?:y|ies)(?: arter(?:y|ies))?"),
+     r"|(?:calcif\w+|athero\w+)(?: (?!no\b|not\b|normal\b)\w+){0,12} coronar(?:y|ies)(?: arter(?:y|ies))?"),
     ("aortic aneurysm", ("aaa",), r"t?aaa"),
-    ("hepatic steatosis", ("steato", "fatty"),
+    ("hepatic steatosis", ("steato", "fat"),
      r"(?:hepatic )?steatosis|hepatosteatosis|steatotic(?: liver)?|fatty liver"
      r"|liver" + _ENLARGED + r"(?: enlarged,? and)? fatty(?: infiltrated)?"
      r"|fatty (?:infiltration|change)(?! of the panc| in the panc)(?: (?:of|in) the liver)?"
+     r"|fat (?:infiltration|deposition) (?:of|in) the liver"
      r"|fatty replacement of the liver"),
     ("liver lesion", ("hcc", "hepatocellular"), r"hccs?|hepatocellular carcinomas?"),
     ("gallstones", ("gallstone", "gall stone", "lithiasis"), r"gall ?stones?|chole(?:cysto)?lithiasis"),
     ("splenomegaly", ("sple",),
      r"(?:hepato)?splenomegaly|splenic enlargement|enlargement of the spleen|enlarged (?:liver and )?spleen"
-     r"|spleen" + _ENLARGED + r" enlarged(?! lymph| node)"
-     r"|spleen (?:is|measures|measuring)[\w .]{1,30},? (?:(?:and|which) (?:is )?)?(?:\w+ly )?enlarged"),
+     r"|spleen (?:is|measures|measuring)[\w .]{1,30},? (?:(?:and|which) (?:is )?)?(?:\w+ly )?enlarged|"
+     + _big("spleen|splenic")),
     ("renal stone", ("lith",), r"nephrolith(?:iasis|s)?"),
-    ("hydronephrosis", ("nephro", "ectasis", "collecting", "renal pelvis", "calyc", "dilat"),
-     r"hydro(?:uretero)?nephro(?:sis|tic)|(?:pelvi|pyel|cali)\w*ectasis"
+    ("hydronephrosis", ("nephro", "ectasis", "collecting", "renal pelvis", "calyc", "ectasia", "dilat"),
+     r"hydro(?:uretero)?nephro(?:sis|tic)|(?:pelvi|pyel|cali)\w*ectasis|pelvi\w+ ectasia"
      r"|(?:(?:left|right) )?(?:(?:collecting|pelvi\w+) systems?|renal pelvis|renal pelves)" + _ENLARGED + " dilated"
      r"|dilat(?:ed|ation of|ion of) (?:the )?(?:(?:left|right) )?"
      r"(?:renal )?(?:collecting systems?|renal pelvis|pelvi\w+ systems?)"
      r"|pelvi\w+ (?:systems? )?dilat(?:at)?ion"),
     ("ascites", ("ascit", "fluid"),
      r"ascit(?:es|ic fluid)|(?:free )?(?:intra-?)?(?:peritoneal|intra-?abdominal) (?:free )?fluid"
-     r"|free (?:pelvic |abdominal )?fluid|fluid in the (?:abdomen|peritone\w+)"),
+     r"|free (?:pelvic |abdominal )?fluid|pelvic fluid(?! collect)|fluid in the (?:abdomen|peritone\w+)"),
     ("bowel obstruction", ("obstruct", "sbo", "lbo"),
      r"(?:(?:small|large)[- ]bowel|bowel|intestinal|colonic) obstructions?|sbo|lbo"
      r"|obstruct(?:ion of|ed) (?:the )?(?:small |large )?(?:bowel|intestine)"
@@ -104,13 +122,13 @@ _DIRECT: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("vertebral fracture", ("fracture", "deformit", "wedg", "height", "collapse", "compression"),
      r"(?:compression|wedge|burst)(?: \w+)?? (?:fractures?|deformit(?:y|ies))"
      r"|vertebra(?:l|l body|l bodies|e)?(?: \w+)?? (?:fractures?|collapse|compression)"
-     r"|wedging|wedge-shaped deformity|loss of vertebral (?:body )?height"
+     r"|endplate compression|wedging|wedge-shaped deformity|loss of vertebral (?:body )?height"
      r"|(?:vertebral (?:body )?|[tl]-?(?:1[0-2]|[1-9]) )height loss"
      rf"|(?:(?:(?<!dis[ck] )(?<!space )height loss|loss of (?:(?!dis[ck]|intervert)\w+ )?height) (?:of|at|in|involving)"
      rf"|compression of) {_LEVEL}"),
     ("bone metastasis", ("lytic", "sclerotic", "blastic", "metasta"),
      r"(?:osteo)?(?:lytic|sclerotic|blastic)(?: (?:and|or) (?:lytic|sclerotic|blastic))?(?: (?:bone|bony|osseous))?"
-     r" (?:lesions?|metastas[ie]s|foc(?:us|i)|deposits?)"
+     r" (?:lesions?|metastas[ie]s|foc(?:us|i)|deposits?|destruction)"
      r"|(?:osseous|bone|bony|skeletal) metastatic (?:disease|deposits?)"
      r"|metastatic (?:bone|osseous|skeletal) (?:disease|lesions?)"),
 )  # fmt: skip
@@ -125,7 +143,7 @@ HEADS = (
     _Head(re.compile(r"\bcysts?\b"), ("cyst",), {"kidney": "renal cyst", "liver": "hepatic cyst"}),
     _Head(re.compile(r"\b(?:stones?|calcul(?:us|i|uses))\b"), ("stone", "calcul"),
           {"kidney": "renal stone", "gallbladder": "gallstones"}),
-    _Head(re.compile(r"\b(?:lesions?|metastas[ie]s)\b"), ("lesion", "metasta"),
+    _Head(re.compile(r"\b(?:lesions?|metastas[ie]s|metastatic (?:disease|deposits?))\b"), ("lesion", "metasta"),
           {**_LESION, "lung": "pulmonary nodule"}),
     _Head(re.compile(r"\b(?:mass(?:es)?|tumou?rs?)\b"), ("mass", "tumo"),
           {**_LESION, "lung": "pulmonary nodule"}),
@@ -134,7 +152,8 @@ HEADS = (
     _Head(re.compile(r"(?<!airway )(?<!tracheal )(?<!bronchial )(?<!expiratory )(?<!dynamic )\bcollapsed?\b"
                      r"(?! of the (?:trachea|airway|(?:[\w-]+ ){0,3}bronch))"), ("collapse",),
           {"lung": "atelectasis", "spine": "vertebral fracture"}),
-    _Head(re.compile(r"\baneurysm(?:s|al(?: dilat(?:at)?ion)?)?\b"), ("aneurysm",), {"aorta": "aortic aneurysm"}),
+    _Head(re.compile(r"\baneurysm(?:s|(?:al|atic)(?: dilat(?:at)?ion)?)?\b"), ("aneurysm",),
+          {"aorta": "aortic aneurysm"}),
 )  # fmt: skip
 
 # The first alternative that matches wins, so compounds stand before their parts.
@@ -145,7 +164,8 @@ _ORGAN = re.compile(
     r"|u[pv]j|[pv]uj|uter\w+|adnexal?|skin|soft tissues?|subcutaneous|brain|mediastin\w+|lymph\w*|nod(?:es?|al)"
     r"|colon\w*|bowel|mesenter\w+|oment\w+|peritone\w+|stomach|gastric|o?esophag\w*|umbilical|ventral|incisional|joints?|knees?|hips?"
     r"|append\w+|muscles?|psoas|parotid|(?:common )?bile ducts?|common duct|choledoch\w*|duoden\w+|vocal|orbit\w*"
-    r"|testi\w+|thym(?:us|ic)|cerebr\w+|cerebell\w+|(?:temporal|frontal|parietal|occipital|pyramidal) lobes?)"
+    r"|testi\w+|thym(?:us|ic)|peri(?:hepatic|splenic)|(?:sub|epi)dural|cerebr\w+|cerebell\w+"
+    r"|(?:temporal|frontal|parietal|occipital|pyramidal) lobes?)"
     r"|(?P<kidney>(?:intra)?renal|(?:para|peri)-?pelvic|\w*nephro\w+|kidneys?|collecting systems?|caly(?:x|ces))"
     r"|(?P<liver>liver|hepatic(?: lobes?| segments?)?|(?:caudate|quadrate|riedel'?s?) lobes?)"
     r"|(?P<gallbladder>gall ?-?bladder|biliary)"

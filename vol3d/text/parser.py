@@ -1,8 +1,8 @@
 """The rule-based parser that every report score rests on: text → the findings it says are there.
 
 It reads section by section and sentence by sentence; `shorthand` and `ellipsis` write out what is shortened or left
-out, `mentions` finds what is named, `polarity` whether it is said to be there, `places` on which side, `attributes`
-the rest. Four decisions, made once and for every score:
+out, `spelling` mends slips, `mentions` finds what is named, `polarity` whether it is said to be there, `places` on
+which side, `attributes` the rest. Four decisions, made once and for every score:
 
 - **Doubt counts as present.** "Possible left pneumothorax" is a finding a reader acts on. `parse_mentions` tells
   "possible" apart for those who want to.
@@ -31,6 +31,7 @@ from vol3d.text.places import bind_places, find_places
 from vol3d.text.polarity import Status, statuses
 from vol3d.text.sections import header_organ, header_section, report_parts
 from vol3d.text.shorthand import written_out
+from vol3d.text.spelling import respelt
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Mention:
     Args:
         finding: What is named.
         status: "present", "possible", "absent" or "historical".
-        sentence: The sentence as it was read: lower case, its shorthand and what it leaves out written out.
+        sentence: The sentence as it was read: lower case, slips mended, shorthand and what it leaves out written out.
     """
 
     finding: Finding
@@ -115,6 +116,12 @@ _END = re.compile(
 )
 _SPACED_DECIMAL = re.compile(r"(?<= \d) \. ?(?=\d+ ?[cm]m\b)")
 _HEADER = re.compile(r"([a-z][a-z ,/&()-]{1,60}?)\s*:\s*")
+_QUESTION = re.compile(r" ?\?[ \t]+(?=(?:yes|no|none|absent|present|negative|positive)\s*(?:[.,;\n]|$))")
+_LEAD = re.compile(
+    r"(?P<no>.*\b(?:not (?:\w+ly )?(?:seen|identified|present|found|detected)|ruled out|excluded|absent|negatives?"
+    r"|resolved|denied))|(?P<past>(?:prior|previous)(?: \w+)? (?:exam\w*|ct|study|scan|imaging|report)(?: \w+)?)"
+)
+"""A header that denies, or puts into the past, what it is followed by: "Ruled out: pneumothorax, effusion"."""
 _SAYING = re.compile(r"\b(?:no|not|without|free|negative|is|are|was|were|has|have|shows?|compared|for)\b")
 _STATE = re.compile(
     r"(?:(?:measur\w+ )?\d[\d.x ]*[cm]m,? )?(?:not |no longer )?(?:\w+ly |borderline )?"
@@ -139,8 +146,8 @@ def _sentences(text: str) -> Iterator[tuple[str, tuple[str, ...], tuple[Side, ..
 
 def _part_sentences(text: str) -> Iterator[tuple[str, tuple[str, ...], tuple[Side, ...]]]:
     text = written_out(text.replace("**", "").replace("#", " "))
-    text = _WRAPPED.sub(" ", _LIST_MARK.sub("\n", text)).lower()
-    text = _SPACED_DECIMAL.sub(".", text)
+    text = respelt(_WRAPPED.sub(" ", _LIST_MARK.sub("\n", text)).lower())
+    text = _QUESTION.sub(": ", _SPACED_DECIMAL.sub(".", text))
     organs: tuple[str, ...] = ()
     sides: tuple[Side, ...] = ()
     finding = ""
@@ -157,6 +164,8 @@ def _part_sentences(text: str) -> Iterator[tuple[str, tuple[str, ...], tuple[Sid
                 sentence = f"{match[1]} is {rest}"
             elif "coronar" in match[1]:
                 sentence = f"{match[1]} {rest}"
+            elif kind == "text" and (lead := _LEAD.fullmatch(match[1].strip())):
+                sentence = f"{'no' if lead['no'] else 'history of'} {rest}"
             elif kind == "organ":
                 sentence = rest
                 continue

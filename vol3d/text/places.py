@@ -44,6 +44,7 @@ _SHORT: dict[str, tuple[Side, str]] = {
 _SITE = (
     r"upper lobes?|middle lobe|lower lobes?|lingula(?:r(?: segment| lobe)?)?|upper poles?|lower poles?"
     r"|(?:mid|middle|inter)[- ]?pol(?:e|ar(?: region)?)"
+    r"|(?:upper|middle|lower)(?=,? (?:(?:and|or) )?(?:left|right) (?:[\w,]+ ){0,4}lobes\b)"
 )
 _NOUN = r"(?:lung )?bases?|lungs?|kidneys?|hemithorax|hemithoraces|sides?|pleural space|pleural cavity|groins?"
 _PLACE = re.compile(
@@ -63,7 +64,7 @@ _NORMAL = re.compile(
 )
 """What is said of a place that has no finding: "right renal stone, left kidney normal"."""
 _ASIDE = re.compile(r"\([^()]*\d[^()]*\)")
-_OF = re.compile(r"\s*(?:,|of|in)\s*(?:the\s+)?(?:aspect of the\s+)?")
+_OF = re.compile(r"\s*(?:(?:,|of|in)\s*(?:the\s+)?(?:aspect of the\s+)?)?")
 _CHAIN = re.compile(
     r"\s*(?:and/or|and|or|nor|&|/|>|<|,\s*and|,|to|(?:(?:greater|more|less|larger|smaller|worse) )?than)\s*"
     r"(?:in\s+|on\s+)?(?:the\s+|an?\s+)?(?:(?:trace|tiny|small|mild|moderate|large|severe|massive|minimal|loculated|layering|simple"
@@ -79,20 +80,24 @@ _POST = re.compile(
     r"(?:\b(?:adjacent to|next to|in|on|at|of|within|involving|along|affecting|near|from|over|about|throughout)\s+"
     r"(?:the\s+|each\s+)?(?:\w+\s+){0,2}|\()\s*$"
 )
-_SECOND = re.compile(r"[\s,]*(?:and )?(?:\d[\w. ]*)?(?:in|on) (?:the )?|[\s,]*\d[\d.x ]*[cm]m[\s,]*(?:and )?")
+_SECOND = re.compile(
+    r"(?:[\s,]*(?:and )?(?:\d[\w. ]*)?|\s\w+\s)(?:in|on) (?:the )?|[\s,]*\d[\d.x ]*[cm]m[\s,]*(?:and )?"
+)
 _NEW_SUBJECT = re.compile(r"\b(?:but|there is|there are|and the|while|whereas)\b|;")
 _NEAR = re.compile(
     r"[\s,:(-]*(?:(?:is|are)\s+)?(?:\d[\d.x ]*[cm]m )?"
     r"(?:(?:only|mainly|predominantly|more|worse|greater|larger)\s+)?(?:on the\s+)?"
 )
 _LINK = re.compile(
-    r"(?!.*\bin the\b)[\s,/]*(?:(?:and|or|nor|with|&|plus|as well as|due to|secondary to|caused by|related to|from"
-    r"|(?:is |are )?(?:favou?red )?over|rather than|versus|vs)\b)?\s*"
+    r"(?!.*\bin the\b)[\s,/-]*(?:(?:and|or|nor|with|&|plus|as well as|from"
+    r"|(?:due to|secondary to|caused by|related to|accompanying|associated with|adjacent to)(?: the)?"
+    r"|(?:is |are )?(?:favou?red )?over|rather than"
+    r"|versus|vs)\b)?\s*"
     rf"(?:(?!(?:{STOP})\b)[\w./]+[\s-]+){{0,4}}"
 )
 _WITH = re.compile(rf"\s+(?:with|due to|causing|from)\s+(?:(?!(?:{STOP})\b)[\w./]+[\s-]+){{0,4}}")
 _LINKED_WITH = re.compile(
-    r"\b(?:associated|adjacent|overlying|underlying|accompanying|compressive|ipsilateral|surrounding)\b"
+    r"\b(?:associated|adjacent|overlying|underlying|accompanying|compressi(?:ve|on)|passive|ipsilateral|surrounding)\b"
 )
 
 
@@ -156,6 +161,8 @@ def _site(word: str | None) -> str | None:
     if word is None:
         return None
     word = word.replace("-", " ").rstrip("s")
+    if word in ("upper", "middle", "lower"):
+        return f"{word} lobe"
     if word.startswith("lingula"):
         return "lingula"
     if word.startswith(("mid", "inter")) and "pol" in word:

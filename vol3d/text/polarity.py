@@ -22,7 +22,7 @@ Status = Literal["present", "possible", "absent", "historical"]
 
 _SEEN = (
     r"(?:seen|identified|visuali[sz]ed|present|noted|demonstrated|evident|detected|appreciated|observed|found|visible"
-    r"|apparent|shown|definitely seen|clearly seen)"
+    r"|apparent|shown|encountered|distinguished|discerned|selected|determined|definitely seen|clearly seen)"
 )
 _BE = r"(?:is|are|was|were|has been|have been|appears?|remains?)"
 BREAK = re.compile(
@@ -34,36 +34,45 @@ BREAK = re.compile(
 _OBJECT = r"(?:an?|any|the|evidence|contain\w*|show\w*|demonstrat\w+|ha[sd]|have)\b"
 _FORWARD = re.compile(
     rf"\b(?:(?<=there is )no longer|(?<=there are )no longer|no longer(?= {_OBJECT})|no longer {_SEEN}(?= (?:is|are)\b)"
-    r"|no(?! longer| doubt|t\b)|not(?! only)|without|nor|neither|never|absen(?:t|ce of)|neg(?:ative)? for"
+    r"|no(?! longer| doubt|t\b)|not(?! (?:only|just|merely)\b)|without|nor|neither|never|zero|nil(?! (?:else|acute|of))"
+    r"|absen(?:t|ce of)|neg(?:ative)? for|fail(?:s|ed)? to (?:show|demonstrate|reveal|identify|detect)"
+    r"|low (?:suspicion|likelihood|probability|concern) (?:for|of)"
     r"|free (?:of|from)|lack(?:s|ing)?(?: of)?|denies|devoid of|clear of|resolution of|resolved|clearing of|rather than"
-    r"|instead of|w/o|rule[sd]? out|exclud(?:es?|ing)|non(?=-(?:aneurysmal|enlarged|dilated))|unlikely|nothing"
+    r"|instead of|mimic(?:s|king)?|simulating"
+    r"|w/o|rule[sd]? out|exclud(?:es?|ing)|non(?=-(?:aneurysmal|enlarged|dilated))|unlikely|nothing"
     r"|does not|do not|cannot be|interval removal of|favou?r\w*\b[\w ,-]{0,80}? over)\b(?!:)"
 )
 _NOT_NEGATION = re.compile(
     r"\b(?:no|without|not)\s+(?:(?:significant|interval|substantial|appreciable|definite|obvious|major|marked|other"
-    r"|significantly|substantially|appreciably|really|yet|overtly)\s+)*(?:changed?|increased?|decreased?|difference"
+    r"|adverse|(?:evidence|signs?) of|significantly|substantially|appreciably|really|yet|overtly)\s+)*"
+    r"(?:changed?|increased?|decreased?|difference"
     r"|progression|progressed|improvement|improved|resolution|resolved|worsening|worsened|excluded?|ruled out|rule out"
-    r"|growth|grown)\b"
+    r"|growth|grown|cleared|disappeared|gone|subsided|enlargement of (?:the|this|these)(?! (?:heart|cardiac|spleen))"
+    r"|(?:rupture|leak\w*|shift|extension|mass effect|complications?) (?:of|from|by|on|due to) (?:the|this|these))\b"
+    rf"|\bnot (?:\w+ly )?{_SEEN} (?:previously|before|earlier|(?:on|in) (?:the |a )?(?:prior|previous|earlier))\b"
     r"|\b(?:cannot|can't|can not|could not|not)\s+(?:\w+\s+)?(?:be\s+)?(?:entirely\s+|completely\s+)?"
     r"(?:exclude|excluded|rule out|ruled out)\b"
-    r"|\bnot only\b|\bno doubt\b"
+    r"|\bnot (?:only|just|merely)\b|\bno doubt\b"
     r"|\b(?:incomplete(?:ly)?|partial(?:ly)?|partly|near(?:ly)?|almost)[ -](?:complete(?:ly)? )?"
     r"(?:resolved|resolution(?: of)?|cleared|clearing(?: of)?)\b"
 )
 _CANNOT_EXCLUDE = re.compile(r"\b(?:cannot|can't|can not|could not|not)\s+(?:\w+\s+)*?(?:exclude|rule)")
 _BACKWARD = re.compile(
-    rf"\bnot (?:\w+ly )?(?:{_SEEN}|enlarged|dilated|obstructed|calcified|aneurysmal|there)\b"
+    rf"\b(?:{_BE} {_SEEN} )?(?:in|on) neither\b"
+    rf"|\bnot (?:\w+ly )?(?:{_SEEN}|enlarged|dilated|obstructed|calcified|aneurysmal|there)\b"
     rf"|(?<!there is )(?<!there are )\bno longer(?! {_OBJECT}| {_SEEN} (?:is|are)\b)(?: (?:{_SEEN}|there))?\b"
     rf"|\b(?:{_BE} )?absent\b"
     r"|\b(?:has|have|had|now|interval(?:ly)?|completely|fully|since|is|are) (?:\w+ )?"
-    r"(?:resolved|cleared|disappeared|gone)\b"
-    r"|\bresolved\s*$|\b(?:(?:is|are|was|were|has been|have been) )?(?:ruled out|excluded)\b"
+    r"(?:resolved|cleared|disappeared|gone|subsided)\b"
+    r"|\b(?:resolved|gone|disappeared|subsided)\s*$"
+    r"|\b(?:(?:is|are|was|were|has been|have been) )?(?:ruled out|excluded)\b"
     r"|\b(?:is|are|was|were) (?:\w+ )?unlikely\b|\bunlikely\s*$"
-    r"|(?:\bis|\bare|:|=|-)\s*(?:none|no|nil|negative|neg)(?=\s*(?:[,(]|$))"
+    r"|(?:\bis|\bare|:|=|-)\s*(?:none|no(?: (?:evidence|suspicious))?|nil|negative|neg|0)(?=\s*(?:[,(]|$))"
     r"|\bnot (?:currently )?(?:there|visible)\b|\b(?:none|nil)\s*$"
 )
 _POSITIVE_VERB = re.compile(
-    rf"\b{_BE} (?:again |also |now )?{_SEEN}\b|\bthere (?:is|are)\b"
+    rf"\b{_BE} (?:again |also |now )?{_SEEN}\b(?! (?:previously|before|(?:on|in) (?:the |a )?(?:prior|previous)))"
+    r"|\bthere (?:is|are)\b"
     r"|\b(?:shows?|contains?|demonstrates?|has|have) (?:an?\b|the\b)"
 )
 _AMOUNT = r"(?:small|moderate|large|mild|severe|tiny|trace|minimal|massive|marked)(?! bowel)(?:ly|[- ]sized)?"
@@ -72,7 +81,8 @@ _EXAM = r"(?:ct|study|exam\w*|imaging|scan|mri|radiograph|comparison)s?\b"
 _HISTORY = re.compile(
     r"\b(?:(?P<past>history of|h/o|hx of|previously|formerly|status post|s/p|past"
     rf"|(?:previous|prior)(?! {_EXAM}))|previous|evaluat(?:e|ion) (?:for|of)"
-    r"|assess(?:ment)? for|to (?:exclude|rule out)|please (?:exclude|rule out)|r/o|query|screening for|risk (?:of|for)"
+    r"|assess(?:ment)? for|correlat(?:e|ion) (?:\w+ )?for|to (?:exclude|rule out)|please (?:exclude|rule out)|r/o|query"
+    r"|screening for|risk (?:of|for)"
     r"|work-?up (?:for|of)|(?:on|since|from|than|to|with) (?:the )?prior|prior|old (?:ct|study|exam))\b"
 )
 _TODAY = re.compile(
@@ -90,8 +100,8 @@ _COMPARISON = re.compile(
     r"|previously(?=,? (?:\d|measur))"
 )
 _CURRENT = re.compile(
-    r"\b(?:unchanged|stable|persist\w*|again|now|current(?:ly)?|measures|measuring|increas\w+|decreas\w+|larger|smaller"
-    r"|remains?|residual|grown|improved|not (?:significantly )?changed|no (?:\w+ )?change|similar|still"
+    r"\b(?:unchanged|stable|persist\w*|again|now|current(?:ly)?|measures|measuring|increas\w+(?! risk)|decreas\w+"
+    r"|larger|smaller|remains?|residual|grown|improved|not (?:significantly )?changed|no (?:\w+ )?change|similar|still"
     rf"|{_BE} (?:again )?{_SEEN})\b"
 )
 _POSSIBLE = re.compile(
@@ -102,10 +112,17 @@ _TAKEN = re.compile(
     r"(?: (?:on|in|at) (?:the )?[\w ]{1,20}?)? (?:has been|have been|was|were) "
     r"(?:drained|evacuated|resected|removed|extracted)\b"
 )
+_SAID = re.compile(r" (?:is|are|has|have) ")
+"""The verb within a finding that is a statement: "heart is enlarged"."""
 _WHICH = re.compile(r"(?:,? (?:which|that) )?$")
 _INSIDE = re.compile(r" (?:not|no|no longer|without) ")
 _THEN = re.compile(r"\b(?:post|(?<!the )following|after)\b(?! contrast)")
 _REPAIRED = re.compile(r" (?:(?:mesh|surgical|open|laparoscopic|endovascular) )?repair(?:s|ed)?\b")
+_MENDED = re.compile(
+    r"(?:(?:repair|resection|excision) of(?: the| an?)?|(?<!partially )(?<!incompletely )(?:resected|excised))\b"
+)
+_DIRECT = re.compile(r"(?: over|low \w+ (?:for|of))$")
+"""A denial of nothing but the finding right behind it."""
 _LIST_OR = re.compile(r"\b(?:or|nor)\b")
 _NEXT_IN_LIST = re.compile(r"[\s,]*")
 _RESTART = re.compile(
@@ -150,7 +167,7 @@ class _Cues:
         self.history = [
             (m.end(), _until(text, m))
             for m in _HISTORY.finditer(text)
-            if not any(low <= m.start() < high or low < m.end() <= high for low, high in comparison)
+            if not any(low <= m.start() < high or low < m.end() <= high for low, high in comparison + pseudo)
         ]
         self.breaks = [m.span() for m in BREAK.finditer(text)]
         self.current = _CURRENT.search(text) is not None
@@ -171,7 +188,8 @@ def _status(text: str, spans: list[Span], index: int, cues: _Cues) -> Status:
         return "absent"
     if any(low < span.core and span.end <= high for low, high in cues.backward):
         return "absent"
-    if _REPAIRED.match(text, span.end):
+    mended = any(PRE.fullmatch(text, match.end(), span.core) for match in _MENDED.finditer(text, 0, span.core))
+    if _REPAIRED.match(text, span.end) or (mended and not cues.current):
         return "historical"
     low = max([end for _, end in cues.breaks if end <= span.start], default=0)
     high = min([start for start, _ in cues.breaks if start >= span.end], default=len(text))
@@ -190,7 +208,7 @@ def _negated_before(text: str, spans: list[Span], index: int, cues: _Cues, low: 
     if not starts:
         return False
     begin = max(starts)
-    if text.endswith(" over", 0, begin) and not PRE.fullmatch(text, begin, span.core):
+    if _DIRECT.search(text, 0, begin) and not PRE.fullmatch(text, begin, span.core):
         return False
     if _THEN.search(text, begin, span.start):  # "no pneumothorax after biopsy of the nodule"
         return False
@@ -241,7 +259,7 @@ def _negated_behind(text: str, spans: list[Span], index: int, cues: _Cues, low: 
             continue
         later = [s for s in spans[index + 1 :] if s.end <= start]
         head = text[low:start]
-        opened = _opens_positively(text, low, span, head)
+        opened = _opens_positively(text, low, span, head) or _SAID.search(text, span.core, span.end) is not None
         if opened and later and re.search(r",|\band\b", text[span.end : later[-1].core]):
             continue
         return True

@@ -169,7 +169,7 @@ _FILLERS = {
     "scan", "imaging", "exam", "examination", "study", "for", "clinical", "medical", "radiology", "radiological",
     "final", "upper", "lower",
 }  # fmt: skip
-_START = r"(?im)(?:^|(?<=[.;:!?\n]) )[ \t]*(?:[-*•#_]+|\d{1,2}[.)])?[ \t]*[*_]*"
+_START = r"(?im)(?:^|(?<=[.;:!?\n]) )[ \t]*(?:(?:[-*•#_]+|\d{1,2}[.)])[ \t]*)?[*_]*"
 
 
 def _any(words: Iterable[str]) -> str:
