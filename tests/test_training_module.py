@@ -18,6 +18,7 @@ from vol3d.data.batch import collate
 from vol3d.data.dataset import VolumeData
 from vol3d.data.manifest import Manifest
 from vol3d.model.adapters import recompute_frozen
+from vol3d.model.projectors import MixerProjector
 from vol3d.phantom import write
 from vol3d.tasks import VQA, FindingMaps, PromptSegmentation
 from vol3d.training.module import VolumeModule
@@ -101,6 +102,21 @@ def test_features_of_a_frozen_encoder_are_computed_once_and_change_no_loss(tmp_p
     assert runs[1.0][1] == 32
     assert runs[0.0][1] == 12 * 8
     assert runs[1.0][0] == pytest.approx(runs[0.0][0], abs=1e-5)
+
+
+def test_a_projector_that_reads_finer_maps_learns_from_a_frozen_encoder(tmp_path: Path) -> None:
+    model = world.module({"connect": Stage(None, ["report"], ["projector"], 1e-3)})
+    model.projector_factory = partial(
+        MixerProjector, grid_size=(4, 4, 4), fine_grid=(8, 8, 8), fine_dim=24, num_tokens_fine=(8, 4),
+        num_tokens_coarse=(8, 4),
+    )  # fmt: skip
+    _, losses = fit(4, tmp_path, model)
+    assert losses[-1] < losses[0]
+
+
+def test_a_stage_whose_tasks_teach_nothing_that_it_trains_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'connect' trains projector, on which the loss of findings does not depend"):
+        fit(1, tmp_path, stages={"connect": Stage(None, ["findings"], ["projector"])})
 
 
 def test_a_study_without_a_label_costs_its_task_nothing(tmp_path: Path) -> None:
@@ -265,6 +281,13 @@ def test_schedule_warms_up_and_comes_down_in_every_stage() -> None:
     assert 0.1 <= rates[9] < 0.2
     assert rates[10] == 0.5
     assert [schedule.rate("language", step) for step in (0, 9, 10)] == [0.0, 0.0, 1.0]
+
+
+def test_what_a_stage_would_ignore_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"learning_rates names \['language'\], the stage trains \['projector'\]: add"):
+        Stage(train=["projector"], learning_rates={"language": 1e-5, "projector": 1e-3})
+    with pytest.raises(ValueError, match="a stage of 0 steps: give 1 or more"):
+        Stage(0)
 
 
 def test_unknown_task_in_a_stage_is_refused() -> None:

@@ -137,7 +137,12 @@ class Encoder(Part, ABC):
 
 
 class Projector(Part, ABC):
-    """Features of width `in_dim` → language tokens of width `out_dim`; a subclass's first two arguments."""
+    """Features of width `in_dim` → language tokens of width `out_dim`; a subclass's first two arguments.
+
+    `uses` says what it reads besides the tokens: with "scales" the features of a frozen encoder are not kept in memory.
+    """
+
+    uses: frozenset[str] = frozenset()
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
