@@ -195,7 +195,7 @@ def test_a_streamer_of_transformers_gets_the_tokens() -> None:
 
 def test_a_full_window_gives_both_lengths() -> None:
     model = volume_lm()
-    with pytest.raises(ValueError, match=r"the prompt takes \d{3} tokens, the language model 256"):
+    with pytest.raises(ValueError, match=r"the prompt takes \d{3} tokens, the language model holds 256: use fewer"):
         model.generate(model.encode(images(1)), ["<volume>" + "liver " * 250])
 
 
