@@ -194,9 +194,9 @@ class VolumeModule(lightning.LightningModule):
         """
         if not loss.requires_grad:
             raise ValueError(
-                f"stage {self.stage!r} trains {', '.join(self.stages[self.stage].train) or 'nothing'}, on which the loss "
-                f"of {', '.join(names)} does not depend: add the parts it passes through to train, or name the tasks "
-                "that teach these"
+                f"stage {self.stage!r} trains {', '.join(self.stages[self.stage].train) or 'nothing'}, on which the "
+                f"loss of {', '.join(names)} does not depend: add the parts it passes through to train, or name the "
+                "tasks that teach these"
             )
 
     def _check_labelled(self, batch: Batch, names: Sequence[str]) -> None:

@@ -40,8 +40,8 @@ class Stage:
             raise ValueError(f"a stage trains {unknown}, the parts are {', '.join(PARTS)}")
         if frozen := [part for part in self.learning_rates if part not in self.train]:
             raise ValueError(
-                f"learning_rates names {frozen}, the stage trains {self.train}: add {frozen[0]!r} to train, or take its "
-                "rate out"
+                f"learning_rates names {frozen}, the stage trains {self.train}: add {frozen[0]!r} to train, or take "
+                "its rate out"
             )
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"a stage of {self.steps} steps: give 1 or more, or take the stage out of the recipe")
