@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import vol3d
 from vol3d.cli import main
 from vol3d.training.cli import run
-from vol3d.training.consolidate import consolidate, whole_state
+from vol3d.training.consolidate import consolidate, read_whole
 from vol3d.training.memory import out_of_memory
 
 CUDA = (
@@ -127,7 +127,7 @@ def test_a_recipe_that_cannot_be_read_is_told_by_the_plan(capsys: pytest.Capture
 
 def test_what_is_no_checkpoint_or_another_models_is_refused(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is no checkpoint: give the file or the folder"):
-        whole_state(tmp_path)
+        read_whole(tmp_path)
     torch.save({"state_dict": {"model.other": torch.zeros(1)}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=r"(\d+) of \1 weights missing .*1 unexpected \['model.other'\]"):
         consolidate(tmp_path / "other.ckpt", recipe, tmp_path / "model")

@@ -21,6 +21,7 @@ from vol3d.model.adapters import recompute_frozen
 from vol3d.model.projectors import MixerProjector
 from vol3d.phantom import write
 from vol3d.tasks import VQA, FindingMaps, PromptSegmentation
+from vol3d.training.consolidate import read_whole, write_model
 from vol3d.training.module import VolumeModule
 from vol3d.training.rehearsal import Held
 from vol3d.training.stages import Schedule, Stage
@@ -248,15 +249,23 @@ def test_bf16_training_goes_down(tmp_path: Path) -> None:
     assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
 
 
-def test_changed_reports_are_noticed_on_resume(tmp_path: Path) -> None:
+def test_changed_reports_are_noticed_on_resume_and_when_a_checkpoint_becomes_a_model(tmp_path: Path) -> None:
+    def model() -> VolumeModule:
+        made = world.module()
+        made.language = replace(made.language, vocab_size=266)  # few enough that any reports fill them
+        return made
+
     saver = ModelCheckpoint(tmp_path, filename="x")
-    fit(2, tmp_path, callbacks=[saver], enable_checkpointing=True)
+    fit(2, tmp_path, model(), callbacks=[saver], enable_checkpointing=True)
     other = [world.study(n) for n in range(8)]
     object.__setattr__(other[0].study, "report", "An entirely different wording of splenomegaly.")
-    with pytest.raises(
-        ValueError, match=r"tokenizer has \d+ tokens, this run's \d+.*reports have changed.*--model\.base"
-    ):
-        fit(4, tmp_path, data=world.World(other), ckpt_path=tmp_path / "x.ckpt")
+    told = r"tokenizer has (\d+) tokens, this run's \1, .*reports have changed.*; give the manifest.*--model\.base"
+    with pytest.raises(ValueError, match=told):
+        fit(4, tmp_path, model(), world.World(other), ckpt_path=tmp_path / "x.ckpt")
+    # As many words, so every weight has its shape.
+    with pytest.raises(ValueError, match=told):
+        write_model(model(), world.World(other), read_whole(tmp_path / "x.ckpt"), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_schedule_names_both_lengths_when_they_do_not_fit() -> None:

@@ -387,6 +387,6 @@ class VolumeModule(lightning.LightningModule):
         if own != saved:
             raise ValueError(
                 f"the checkpoint's tokenizer has {len(saved)} tokens, this run's {len(own)}, and they differ: the "
-                "training reports have changed since; resume with the manifest the run was started with, or take its "
+                "training reports have changed since; give the manifest the run was started with, or take its "
                 "model, which knows its own words, to other studies: --model.base RUN/model in place of --ckpt_path"
             )
