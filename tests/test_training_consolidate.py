@@ -107,6 +107,17 @@ def test_weights_that_nobody_trained_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_going_on_from_a_checkpoint_that_is_not_there_begins_anew_and_says_so(
+    recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    fit = ["fit", "--config", str(recipe), f"--run={tmp_path}", "--ckpt_path=last"]
+    said = f"there is no {tmp_path / 'checkpoints/last.ckpt'}; training begins anew"
+    for times in (1, 1):
+        run(fit)
+        assert caplog.text.count(said) == times
+    assert not [warning for warning in recwarn if "no last checkpoint" in str(warning.message)]
+
+
 def test_a_run_predicts_with_its_own_last_checkpoint(recipe: Path, tmp_path: Path) -> None:
     """Without `--ckpt_path`: with the weights that it ended with, and a trial run with any."""
     predict = ["predict", "--config", str(recipe), f"--run={tmp_path}"]
