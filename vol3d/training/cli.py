@@ -97,8 +97,8 @@ class RecipeCLI(LightningCLI):
 
     def check_weights(self) -> None:
         """Judging and predicting take the base that is named, or the run's last checkpoint, and not weights that nobody
-        trained, as Lightning would without a word; only a trial run may (`fast_dev_run`). Training that goes on from the
-        last checkpoint begins anew where there is none yet, and says so.
+        trained, as Lightning would without a word; only a trial run may (`fast_dev_run`). Training that is to go on
+        from the last checkpoint begins anew where there is none yet, and says so.
         """
         if self.subcommand is None:
             return

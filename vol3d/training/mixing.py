@@ -45,8 +45,8 @@ class Mixture(nn.Module):
             raise ValueError(f"proportions must be 0 or above and one of them positive, got {proportions}")
         if proportions is not None and conflicts_every:
             raise ValueError(
-                f"conflicts_every={conflicts_every} with proportions: one task counts at each step, and there is no other "
-                "to compare it with; leave one of them out"
+                f"conflicts_every={conflicts_every} with proportions: one task counts at each step, and there is no "
+                "other to compare it with; leave one of them out"
             )
         self.proportions, self.uncertainty = proportions, uncertainty
         self.conflicts_every, self.seed = conflicts_every, seed
