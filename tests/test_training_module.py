@@ -20,7 +20,14 @@ from vol3d.data.manifest import Manifest
 from vol3d.model.adapters import recompute_frozen
 from vol3d.model.projectors import MixerProjector
 from vol3d.phantom import write
-from vol3d.tasks import VQA, FindingMaps, PromptSegmentation
+from vol3d.tasks import (
+    VQA,
+    FindingMaps,
+    FindingsThenImpression,
+    OrganReports,
+    PromptSegmentation,
+    ReportGeneration,
+)
 from vol3d.training.consolidate import read_whole, write_model
 from vol3d.training.module import VolumeModule
 from vol3d.training.rehearsal import Held
@@ -118,6 +125,27 @@ def test_a_projector_that_reads_finer_maps_learns_from_a_frozen_encoder(tmp_path
 def test_a_stage_whose_tasks_teach_nothing_that_it_trains_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'connect' trains projector, on which the loss of findings does not depend"):
         fit(1, tmp_path, stages={"connect": Stage(None, ["findings"], ["projector"])})
+
+
+@pytest.mark.parametrize(
+    "task", [ReportGeneration, FindingsThenImpression, partial(OrganReports, organs=["liver"])], ids=["a", "b", "c"]
+)
+def test_a_report_that_is_too_long_is_told_before_the_first_step(task, tmp_path: Path) -> None:
+    studies = [world.study(n) for n in range(4)]
+    findings = "Liver: " + "normal and smooth in all its parts, " * 20
+    for number, times in ((1, 1), (2, 2)):
+        texts = {"findings": findings * times, "report": f"FINDINGS: {findings * times}"}
+        studies[number] = replace(studies[number], study=replace(studies[number].study, **texts))
+    model, steps = world.module({"speak": Stage(None, ["report"], SPEAKERS)}), []
+    model.task_factories["report"] = task
+    model.language = replace(model.language, max_length=128)
+    model.training_step = lambda *given: steps.append(given)
+    data = world.World(studies, batch_size=2)
+    data.grid = Grid(name="world", spacing=(1.0, 1.0, 1.0), shape=(16, 16, 8))
+    told = r"report of study 's2' take \d+ tokens, 4 of them .* holds 128. It is the longest of 2 such among 4 training"
+    with pytest.raises(ValueError, match=told):
+        fit(1, tmp_path, model, data)
+    assert not steps
 
 
 def test_a_study_without_a_label_costs_its_task_nothing(tmp_path: Path) -> None:

@@ -239,6 +239,11 @@ class Task(Part, ABC):
         """Whether the study carries a label this task learns from, where others than those it is judged by."""
         return self.labelled(study)
 
+    def lessons(self, study: Study) -> list[tuple[str, str]]:
+        """Each prompt, with `<volume>`, and text behind it that a step may learn of the study, where these may be too
+        long for a language model: they are measured before training starts."""
+        return []
+
     def score(self, evidence: Evidence) -> dict[str, dict[str, Any]]:
         """Entries of `tasks` in evaluation.json from the labelled studies, each with its intervals and baselines."""
         return {}

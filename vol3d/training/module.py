@@ -23,6 +23,7 @@ from vol3d.model.volume_lm import VolumeLM
 from vol3d.training.chances import Chances, chances, draw_apart, set_chances
 from vol3d.training.contrastive import any_rank
 from vol3d.training.features import FeatureCache
+from vol3d.training.lengths import check_lengths
 from vol3d.training.lockstep import Lent, lend
 from vol3d.training.means import Means, first_visits
 from vol3d.training.mixing import Mixture, conflicts
@@ -307,6 +308,9 @@ class VolumeModule(lightning.LightningModule):
                 self.log(f"train/cosine_{pair}", cosine)
 
     # --- stages and optimizer -------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        check_lengths(self, self.trainer.datamodule)
 
     def on_train_start(self) -> None:
         draw_apart()
