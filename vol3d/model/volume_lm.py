@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vol3d.model.dropping import kept_tokens
-from vol3d.model.generation import greedy, pieces, shared_length, texts_of
+from vol3d.model.generation import greedy, pieces, shared_length, stop_texts, texts_of
 from vol3d.model.injection import Injects, check_layers, injecting
 from vol3d.model.interfaces import Encoder, Features, Projector
 from vol3d.model.interleave import Visual, positions_of, prompt_rows, splice, split, take
@@ -248,7 +248,7 @@ class VolumeLM(nn.Module):
         (room,) = self._rooms(positions, max_new_tokens)
         with self._injecting(visual, input_ids):
             steps = greedy(self._language(), embeds, attention, room, positions)
-            yield from pieces(self._language(), steps, [stop] if isinstance(stop, str) else list(stop))
+            yield from pieces(self._language(), steps, stop_texts(stop))
 
     @torch.no_grad()
     def generate_many(
@@ -269,7 +269,7 @@ class VolumeLM(nn.Module):
         Returns:
             One list of answers a volume, as `generate` gives them one by one.
         """
-        language, stops = self._language(), [stop] if isinstance(stop, str) else list(stop)
+        language, stops = self._language(), stop_texts(stop)
         visual = self._visual(features, keep)
         several = [prompt for prompt in prompts if num_volumes(prompt) != 1]
         if several:
