@@ -79,7 +79,8 @@ class EHRCodes(Task):
         self.hierarchy, self.min_positives = hierarchy, min_positives
         self.number = {code: index for index, code in enumerate(self.codes)}
         self.head = PooledLogits(model.encoder.embed_dim, len(self.codes), pooling)
-        self.register_buffer("seen", torch.zeros(2, len(self.codes)))  # known negatives and positives
+        # Known negatives and positives. Whole numbers: DeepSpeed would round others to bfloat16, and merging mix them.
+        self.register_buffer("seen", torch.zeros(2, len(self.codes), dtype=torch.long))
 
     @property
     def outputs(self) -> tuple[Any, ...]:
@@ -127,7 +128,7 @@ class EHRCodes(Task):
 
     def positive_weight(self) -> Tensor:
         if self.weighting == "none":
-            return torch.ones_like(self.seen[0])
+            return torch.ones_like(self.seen[0], dtype=torch.float32)
         return ((self.seen[0] + 1) / (self.seen[1] + 1)).clamp(1 / self.max_weight, self.max_weight)
 
     def probabilities(self, features: Features) -> Tensor:

@@ -63,19 +63,17 @@ class FindingsThenImpression(ReportGeneration):
         said = findings.replace(VOLUME_TOKEN, "").strip() or "not described"
         return self.asked(study, self.impression_prompt.replace("{findings}", said))
 
+    def lessons(self, study: Study) -> list[tuple[str, str]]:
+        findings = [(self.asked(study), study.findings)] if study.findings else []
+        if not study.impression:
+            return findings
+        return [*findings, (self.from_findings(study, study.findings or ""), study.impression)]
+
     def loss(self, model: VolumeLM, features: Features, batch: Batch) -> TaskOutput:
-        rows, prompts, texts = [], [], []
-        for row, study in enumerate(batch.studies):
-            if study.findings:
-                rows.append(row)
-                prompts.append(self.asked(study))
-                texts.append(study.findings)
-            if study.impression:
-                rows.append(row)
-                prompts.append(self.from_findings(study, study.findings or ""))
-                texts.append(study.impression)
-        if not rows:
+        learnt = [(row, *lesson) for row, study in enumerate(batch.studies) for lesson in self.lessons(study)]
+        if not learnt:
             return TaskOutput(None, 0)
+        rows, prompts, texts = zip(*learnt, strict=True)
         return TaskOutput(model.language_loss(visual_rows(model, features, rows), prompts, texts), len(set(rows)))
 
     def predict(self, model: VolumeLM, features: Features, batch: Batch) -> list[dict[str, Any]]:

@@ -85,6 +85,9 @@ class OrganReports(ReportGeneration):
         prompt = self.impression_prompt if organ == "impression" else self.prompt.format(organ=organ)
         return self.asked(study, prompt)
 
+    def lessons(self, study: Study) -> list[tuple[str, str]]:
+        return [(self.section_prompt(study, organ), text) for organ, text in self.sections(study).items()]
+
     def loss(self, model: VolumeLM, features: Features, batch: Batch) -> TaskOutput:
         step = int(self.step) if self.training else -1
         rows, prompts, texts = [], [], []

@@ -66,6 +66,10 @@ class ReportGeneration(Task):
         said = PRIOR.format(report=earlier.strip()) if earlier else NO_PRIOR
         return prompt.replace(VOLUME_TOKEN, f"{VOLUME_TOKEN}\n{said}", 1)
 
+    def lessons(self, study: Study) -> list[tuple[str, str]]:
+        text = self.text(study)
+        return [(self.asked(study), text)] if text else []
+
     def loss(self, model: VolumeLM, features: Features, batch: Batch) -> TaskOutput:
         texts = [self.text(study) for study in batch.studies]
         known = [row for row, text in enumerate(texts) if text]

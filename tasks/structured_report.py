@@ -59,6 +59,9 @@ class StructuredReport(ReportGeneration):
         """The JSON that is learnt; a report without a finding is an empty list."""
         return to_json(structured(study.report, self.findings)) if study.report else None
 
+    def lessons(self, study: Study) -> list[tuple[str, str]]:
+        return []  # a list of findings is short, and to measure it every report would have to be parsed
+
     def predict(self, model: VolumeLM, features: Features, batch: Batch) -> list[dict[str, Any]]:
         from vol3d.model.constrained import GrammarProcessor
 

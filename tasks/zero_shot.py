@@ -60,6 +60,12 @@ class ZeroShot(Retrieval):
         }
         self._asked: tuple[tuple[int, str, bool], Tensor] | None = None
 
+    def train(self, mode: bool = True) -> ZeroShot:
+        """As any module's. What was asked is asked anew: weights may have learnt in between, or will, and an optimizer
+        that writes to their memory (ZeRO) changes no version."""
+        self._asked = None
+        return super().train(mode)
+
     def logits(self, model: VolumeLM, features: Features) -> Tensor:
         """Shape: (batch, findings)."""
         return self.scale * self.embed_volume(model, features) @ self.directions(model).T

@@ -116,6 +116,21 @@ def test_saved_and_loaded_gives_the_same_logits_merged_or_not(tmp_path: Path, ki
     torch.testing.assert_close(loss, expected, rtol=1e-5 if merge else 0, atol=1e-5 if merge else 0)
 
 
+def test_an_adapter_on_a_tied_head_merges_into_a_table_of_its_own(tmp_path: Path) -> None:
+    plain = vol3d.LanguageModel.scratch(REPORTS, embed_dim=32, depth=1, num_heads=2)
+    model = volume_lm()
+    model.language = LanguageModel(plain.causal_lm, plain.tokenizer, lora=Lora(rank=2, targets=["q_proj", "lm_head"]))
+    for name, parameter in model.language.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    save(tmp_path / "model", model, {}, GRID, merge=True)
+    again = build(tmp_path / "model")[0]
+    image = torch.randn(1, 1, 8, 8, 8)
+    losses = [one.language_loss(one.encode(image), PROMPTS[:1], REPORTS[:1]) for one in (model.eval(), again)]
+    torch.testing.assert_close(*losses)
+    assert build(save(tmp_path / "twice", again, {}, GRID, merge=True))[0].language.lora is None
+
+
 def test_four_bits_are_refused_where_they_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     language().causal_lm.save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)

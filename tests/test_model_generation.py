@@ -110,6 +110,7 @@ def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(lean: bool) -> None:
     word = whole[0][4:6]
     assert written(model, features, stop=word, lean=lean) == [text.split(word)[0].strip() for text in whole]
     assert written(model, features, stop=["@@@", word], lean=lean)[0] == whole[0].split(word)[0].strip()
+    assert written(model, features, stop="", lean=lean) == written(model, features, stop=[""], lean=lean) == whole
 
 
 @pytest.mark.parametrize("lean", [True, False])
@@ -195,7 +196,7 @@ def test_a_streamer_of_transformers_gets_the_tokens() -> None:
 
 def test_a_full_window_gives_both_lengths() -> None:
     model = volume_lm()
-    with pytest.raises(ValueError, match=r"the prompt takes \d{3} tokens, the language model 256"):
+    with pytest.raises(ValueError, match=r"the prompt takes \d{3} tokens, the language model holds 256: use fewer"):
         model.generate(model.encode(images(1)), ["<volume>" + "liver " * 250])
 
 

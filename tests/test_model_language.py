@@ -96,6 +96,21 @@ def test_chat_template_is_respected(language: LanguageModel) -> None:
     assert text == "[user]Look: <volume><volume> Write.[end][assistant]"
 
 
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% set day = strftime_now('%d %b %Y') if strftime_now is defined else '' %}[{{ day }}]", "[26 Jul 2024]"),
+        ('{%- set day = strftime_now( "%Y-%m-%d" ) -%}[{{ day }}]', "[2024-07-26]"),
+    ],
+)
+def test_a_template_that_writes_the_date_writes_the_same_every_day(
+    template: str, said: str, language: LanguageModel
+) -> None:
+    """As those of Llama 3 and SmolLM3: what is trained and judged today is asked with the same words tomorrow."""
+    language.tokenizer.chat_template = template + "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert language.tokenizer.decode(language.prompt_ids("<volume> Write.", 1)) == f"{said}<volume> Write."
+
+
 def test_a_template_of_sharegpt_turns_gets_the_prompt(language: LanguageModel) -> None:
     """As RadLLaMA's."""
     language.tokenizer.chat_template = (

@@ -109,6 +109,16 @@ def test_a_task_that_one_has_is_kept(ends: tuple[Path, Path], tmp_path: Path, wo
     assert torch.equal(merged["tasks.codes.head.head.weight"], state(tuned)["tasks.codes.head.head.weight"])
 
 
+def test_counts_are_those_of_the_tuned_model(tmp_path: Path, words: Path) -> None:
+    """What a code was weighted by in training corrects its probabilities; the tuned model went on from the base's."""
+    ends = []
+    for seed, seen in ((1, 10), (2, 30)):
+        codes = EHRCodes(build(write(tmp_path / "any", words, seed))[0], codes=["507"], weighting="prevalence")
+        codes.seen.fill_(seen)
+        ends.append(write(tmp_path / str(seed), words, seed, codes=codes))
+    assert state(merge(*ends, tmp_path / "merged", alpha=0.3))["tasks.codes.seen"].tolist() == [[30], [30]]
+
+
 def test_models_that_differ_in_more_than_weights(ends: tuple[Path, Path], tmp_path: Path, words: Path) -> None:
     deep = write(tmp_path / "deep", words, 1, depth=2)
     with pytest.raises(ValueError, match=r"encoder\.init_args\.depth is 1 in .*base and 2 in .*deep: weights can be"):

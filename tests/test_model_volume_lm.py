@@ -65,6 +65,9 @@ def test_a_long_prompt_leaves_its_neighbours_their_room(model: vol3d.VolumeLM, o
     apart = [model.generate(features[[row]], [prompts[row]], max_new_tokens=40, **options)[0] for row in range(3)]
     assert together == apart
     assert [64 - len(model.language.prompt_ids(prompt, 4)) >= 40 for prompt in prompts] == [True, False, True]
+    if not options:
+        apart = [model.generate(features[[0]], [prompt], max_new_tokens=40)[0] for prompt in prompts]
+        assert model.generate_many(features[[0]], prompts, max_new_tokens=40) == [apart]
 
 
 def test_too_long_a_report_gives_both_lengths(model: vol3d.VolumeLM) -> None:

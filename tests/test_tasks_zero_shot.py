@@ -207,3 +207,7 @@ def test_directions_follow_the_weights() -> None:
         assert task.directions(model) is before, "asked once for fixed weights"
         task.text_head.weight.mul_(-1.0)
         assert (task.directions(model) - before).abs().max() > 1e-3
+        before = task.directions(model)
+        task.train()
+        task.text_head.weight.data.mul_(-1.0)  # as an optimizer may: this raises no version
+        assert (task.eval().directions(model) - before).abs().max() > 1e-3

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import vol3d
 from vol3d.cli import main
 from vol3d.training.cli import run
-from vol3d.training.consolidate import consolidate, whole_state
+from vol3d.training.consolidate import consolidate, read_whole
 from vol3d.training.memory import out_of_memory
 
 CUDA = (
@@ -107,6 +107,17 @@ def test_weights_that_nobody_trained_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_going_on_from_a_checkpoint_that_is_not_there_begins_anew_and_says_so(
+    recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    fit = ["fit", "--config", str(recipe), f"--run={tmp_path}", "--ckpt_path=last"]
+    said = f"there is no {tmp_path / 'checkpoints/last.ckpt'}; training begins anew"
+    for times in (1, 1):
+        run(fit)
+        assert caplog.text.count(said) == times
+    assert not [warning for warning in recwarn if "no last checkpoint" in str(warning.message)]
+
+
 def test_a_run_predicts_with_its_own_last_checkpoint(recipe: Path, tmp_path: Path) -> None:
     """Without `--ckpt_path`: with the weights that it ended with, and a trial run with any."""
     predict = ["predict", "--config", str(recipe), f"--run={tmp_path}"]
@@ -127,7 +138,7 @@ def test_a_recipe_that_cannot_be_read_is_told_by_the_plan(capsys: pytest.Capture
 
 def test_what_is_no_checkpoint_or_another_models_is_refused(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is no checkpoint: give the file or the folder"):
-        whole_state(tmp_path)
+        read_whole(tmp_path)
     torch.save({"state_dict": {"model.other": torch.zeros(1)}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=r"(\d+) of \1 weights missing .*1 unexpected \['model.other'\]"):
         consolidate(tmp_path / "other.ckpt", recipe, tmp_path / "model")

@@ -19,7 +19,7 @@ from vol3d.data.batch import collate
 from vol3d.model.adapters import Lora
 from vol3d.model.pretrained import build, save
 from vol3d.training.callbacks import PredictionWriter, SaveModel
-from vol3d.training.consolidate import whole_state, write_model
+from vol3d.training.consolidate import read_whole, write_model
 from vol3d.training.sharding import Fsdp2Strategy, ZeroStrategy, check_labels
 from vol3d.training.stages import Stage
 from vol3d.volume.grid import Grid
@@ -113,7 +113,7 @@ def test_two_processes_learn_what_one_learns_and_go_on_where_they_stopped(
 def check_consolidated(folder: Path) -> None:
     """The last checkpoint, in whatever pieces, gives the model folder that the run itself left."""
     (last,) = (folder / "rest" / "checkpoints").glob("*step=6*")
-    write_model(world.module(STAGES), data(), whole_state(last), folder / "rest" / "consolidated" / "model")
+    write_model(world.module(STAGES), data(), read_whole(last), folder / "rest" / "consolidated" / "model")
     found, wanted = weights(folder / "rest" / "consolidated"), weights(folder / "rest")
     assert found.keys() == wanted.keys()
     for name, value in found.items():

@@ -23,7 +23,7 @@ from vol3d.data.batch import Sample, collate
 from vol3d.data.manifest import Manifest
 from vol3d.model.interfaces import Task
 from vol3d.training.callbacks import SaveModel
-from vol3d.training.consolidate import whole_state, write_model
+from vol3d.training.consolidate import read_whole, write_model
 from vol3d.training.mixing import Mixture
 from vol3d.training.module import VolumeModule
 from vol3d.training.sharding import Fsdp2Strategy, check_labels
@@ -173,7 +173,7 @@ def test_weights_without_an_axis_learn_under_fsdp2_what_they_learn_alone(name: s
     assert rest == pytest.approx(whole[2:], abs=1e-5)
     data = Halves([walled(number) for number in range(16)])
     data.manifest.path = Path("manifest.jsonl")
-    state = whole_state(tmp_path / "rest/checkpoints/step=4.ckpt")
+    state = read_whole(tmp_path / "rest/checkpoints/step=4.ckpt")
     write_model(module(*SCALARS[name]), data, state, tmp_path / "consolidated" / "model")
     for key, value in weights(tmp_path / "consolidated").items():
         torch.testing.assert_close(value, weights(tmp_path / "rest")[key], rtol=0, atol=0, msg=key)

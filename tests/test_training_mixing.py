@@ -28,6 +28,8 @@ def test_bad_proportions_are_told() -> None:
         Mixture(proportions={"reprot": 1}).prepare(["report"])
     with pytest.raises(ValueError, match=r"leave nothing to draw from the stage's tasks \['b'\]"):
         Mixture(proportions={"a": 1}).draw(["b"], 0)
+    with pytest.raises(ValueError, match="conflicts_every=10 with proportions: one task counts at each step"):
+        Mixture(proportions={"a": 1, "b": 1}, conflicts_every=10)
 
 
 def test_uncertainty_weighting_is_its_formula_and_learns_the_weights() -> None:

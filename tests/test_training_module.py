@@ -19,8 +19,17 @@ from vol3d.data.dataset import VolumeData
 from vol3d.data.manifest import Manifest
 from vol3d.model.adapters import recompute_frozen
 from vol3d.model.language import Scratch
+from vol3d.model.projectors import MixerProjector
 from vol3d.phantom import write
-from vol3d.tasks import VQA, FindingMaps, PromptSegmentation
+from vol3d.tasks import (
+    VQA,
+    FindingMaps,
+    FindingsThenImpression,
+    OrganReports,
+    PromptSegmentation,
+    ReportGeneration,
+)
+from vol3d.training.consolidate import read_whole, write_model
 from vol3d.training.module import VolumeModule
 from vol3d.training.rehearsal import Held
 from vol3d.training.stages import Schedule, Stage
@@ -102,6 +111,42 @@ def test_features_of_a_frozen_encoder_are_computed_once_and_change_no_loss(tmp_p
     assert runs[1.0][1] == 32
     assert runs[0.0][1] == 12 * 8
     assert runs[1.0][0] == pytest.approx(runs[0.0][0], abs=1e-5)
+
+
+def test_a_projector_that_reads_finer_maps_learns_from_a_frozen_encoder(tmp_path: Path) -> None:
+    model = world.module({"connect": Stage(None, ["report"], ["projector"], 1e-3)})
+    model.projector_factory = partial(
+        MixerProjector, grid_size=(4, 4, 4), fine_grid=(8, 8, 8), fine_dim=24, num_tokens_fine=(8, 4),
+        num_tokens_coarse=(8, 4),
+    )  # fmt: skip
+    _, losses = fit(4, tmp_path, model)
+    assert losses[-1] < losses[0]
+
+
+def test_a_stage_whose_tasks_teach_nothing_that_it_trains_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'connect' trains projector, on which the loss of findings does not depend"):
+        fit(1, tmp_path, stages={"connect": Stage(None, ["findings"], ["projector"])})
+
+
+@pytest.mark.parametrize(
+    "task", [ReportGeneration, FindingsThenImpression, partial(OrganReports, organs=["liver"])], ids=["a", "b", "c"]
+)
+def test_a_report_that_is_too_long_is_told_before_the_first_step(task, tmp_path: Path) -> None:
+    studies = [world.study(n) for n in range(4)]
+    findings = "Liver: " + "normal and smooth in all its parts, " * 20
+    for number, times in ((1, 1), (2, 2)):
+        texts = {"findings": findings * times, "report": f"FINDINGS: {findings * times}"}
+        studies[number] = replace(studies[number], study=replace(studies[number].study, **texts))
+    model, steps = world.module({"speak": Stage(None, ["report"], SPEAKERS)}), []
+    model.task_factories["report"] = task
+    model.language = replace(model.language, max_length=128)
+    model.training_step = lambda *given: steps.append(given)
+    data = world.World(studies, batch_size=2)
+    data.grid = Grid(name="world", spacing=(1.0, 1.0, 1.0), shape=(16, 16, 8))
+    told = r"report of study 's2' take \d+ tokens, 4 of them .* holds 128. It is the longest of 2 such among 4 training"
+    with pytest.raises(ValueError, match=told):
+        fit(1, tmp_path, model, data)
+    assert not steps
 
 
 def test_a_study_without_a_label_costs_its_task_nothing(tmp_path: Path) -> None:
@@ -254,15 +299,23 @@ def test_without_a_report_a_tokenizer_learns_from_questions(tmp_path: Path) -> N
         fit(1, tmp_path, module(), VolumeData(silent, grid))
 
 
-def test_changed_reports_are_noticed_on_resume(tmp_path: Path) -> None:
+def test_changed_reports_are_noticed_on_resume_and_when_a_checkpoint_becomes_a_model(tmp_path: Path) -> None:
+    def model() -> VolumeModule:
+        made = world.module()
+        made.language = replace(made.language, vocab_size=266)  # few enough that any reports fill them
+        return made
+
     saver = ModelCheckpoint(tmp_path, filename="x")
-    fit(2, tmp_path, callbacks=[saver], enable_checkpointing=True)
+    fit(2, tmp_path, model(), callbacks=[saver], enable_checkpointing=True)
     other = [world.study(n) for n in range(8)]
     object.__setattr__(other[0].study, "report", "An entirely different wording of splenomegaly.")
-    with pytest.raises(
-        ValueError, match=r"tokenizer has \d+ tokens, this run's \d+.*reports have changed.*--model\.base"
-    ):
-        fit(4, tmp_path, data=world.World(other), ckpt_path=tmp_path / "x.ckpt")
+    told = r"tokenizer has (\d+) tokens, this run's \1, .*reports have changed.*; give the manifest.*--model\.base"
+    with pytest.raises(ValueError, match=told):
+        fit(4, tmp_path, model(), world.World(other), ckpt_path=tmp_path / "x.ckpt")
+    # As many words, so every weight has its shape.
+    with pytest.raises(ValueError, match=told):
+        write_model(model(), world.World(other), read_whole(tmp_path / "x.ckpt"), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_schedule_names_both_lengths_when_they_do_not_fit() -> None:
@@ -287,6 +340,13 @@ def test_schedule_warms_up_and_comes_down_in_every_stage() -> None:
     assert 0.1 <= rates[9] < 0.2
     assert rates[10] == 0.5
     assert [schedule.rate("language", step) for step in (0, 9, 10)] == [0.0, 0.0, 1.0]
+
+
+def test_what_a_stage_would_ignore_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"learning_rates names \['language'\], the stage trains \['projector'\]: add"):
+        Stage(train=["projector"], learning_rates={"language": 1e-5, "projector": 1e-3})
+    with pytest.raises(ValueError, match="a stage of 0 steps: give 1 or more"):
+        Stage(0)
 
 
 def test_unknown_task_in_a_stage_is_refused() -> None:

@@ -255,6 +255,12 @@ def dense_state(language: LanguageModel) -> dict[str, Tensor]:
     return state
 
 
+def adapts_tied_head(language: LanguageModel) -> bool:
+    """Whether an adapter lies on a head that is tied to the embeddings: merged, they are two tables."""
+    table, head = language.causal_lm.get_input_embeddings(), language.causal_lm.get_output_embeddings()
+    return table.weight is head.weight and hasattr(head, "base_layer")
+
+
 def merged_state(language: LanguageModel) -> dict[str, Tensor]:
     """The language model's state with its LoRA adapters added into the weights, under the plain model's names.
 

@@ -55,7 +55,7 @@ def continue_rows(
         options: for transformers' `generate` (num_beams, do_sample, temperature, streamer …); what they leave out is
             transformers' default, whatever the model's own generation_config said.
     """
-    stop = [stop] if isinstance(stop, str) else list(stop)
+    stop = stop_texts(stop)
     if lean and is_greedy(options):
         steps = greedy(language, inputs_embeds, attention_mask, max_new_tokens, position_ids)
         return texts_of(language, steps, stop)
@@ -81,6 +81,11 @@ def keep_only_ends(model: PreTrainedModel) -> None:
     model.generation_config = GenerationConfig(
         bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
     )
+
+
+def stop_texts(stop: str | Sequence[str]) -> list[str]:
+    """The texts that end an answer; an empty one, which stands everywhere, ends none."""
+    return [word for word in ([stop] if isinstance(stop, str) else stop) if word]
 
 
 def cut(text: str, stop: Sequence[str]) -> str:

@@ -69,6 +69,7 @@ class MultiLayerProjector(Projector):
         if scale_dims and len(scale_dims) != len(layers):
             raise ValueError(f"{len(scale_dims)} scales for {len(layers)} layers: name one layer a scale")
         self.layers, self.scale_dims, self.pooling = tuple(layers), tuple(scale_dims), tuple(pooling)
+        self.uses = frozenset({"scales"}) if scale_dims else frozenset()
         self.mlp = nn.Sequential(nn.Linear(in_dim, out_dim), nn.GELU(), nn.Linear(out_dim, out_dim))
         widths = list(reversed(scale_dims)) if scale_dims else [in_dim] * len(layers)
         self.maps = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out_dim)) for width in widths)

@@ -137,7 +137,12 @@ class Encoder(Part, ABC):
 
 
 class Projector(Part, ABC):
-    """Features of width `in_dim` → language tokens of width `out_dim`; a subclass's first two arguments."""
+    """Features of width `in_dim` → language tokens of width `out_dim`; a subclass's first two arguments.
+
+    `uses` says what it reads besides the tokens: with "scales" the features of a frozen encoder are not kept in memory.
+    """
+
+    uses: frozenset[str] = frozenset()
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
@@ -235,6 +240,11 @@ class Task(Part, ABC):
     def learns(self, study: Study) -> bool:
         """Whether the study carries a label this task learns from, where others than those it is judged by."""
         return self.labelled(study)
+
+    def lessons(self, study: Study) -> list[tuple[str, str]]:
+        """Each prompt, with `<volume>`, and text behind it that a step may learn of the study, where these may be too
+        long for a language model: they are measured before training starts."""
+        return []
 
     def score(self, evidence: Evidence) -> dict[str, dict[str, Any]]:
         """Entries of `tasks` in evaluation.json from the labelled studies, each with its intervals and baselines."""

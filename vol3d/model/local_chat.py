@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from vol3d.model.tokens import without_today
+
 
 class LocalChat:
     """A transformers language model and its tokenizer, both in `folder`; nothing is fetched.
@@ -31,7 +33,10 @@ class LocalChat:
     def __call__(self, prompt: str) -> str:
         if self.tokenizer.chat_template:
             turns = [{"role": "user", "content": prompt}]
-            ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt")
+            template = without_today(self.tokenizer.chat_template)
+            ids = self.tokenizer.apply_chat_template(
+                turns, chat_template=template, add_generation_prompt=True, return_tensors="pt"
+            )
             ids = ids if isinstance(ids, torch.Tensor) else ids["input_ids"]
         else:
             ids = self.tokenizer(prompt, return_tensors="pt")["input_ids"]

@@ -31,6 +31,8 @@ class MixerProjector(Projector):
     Source: Med3DVLM (arXiv:2503.20047): fine 256 × 384, coarse 32 × 768, two layers, 128 + 128 tokens.
     """
 
+    uses = frozenset({"scales"})
+
     def __init__(
         self,
         in_dim: int,

@@ -17,7 +17,7 @@ import yaml
 from torch import nn
 
 from vol3d import __version__
-from vol3d.model.adapters import Lora, Prefix, dense_state, merged_state
+from vol3d.model.adapters import Lora, Prefix, adapts_tied_head, dense_state, merged_state
 from vol3d.model.interfaces import Encoder, Part, Projector, Task, plain
 from vol3d.model.language import LanguageModel
 from vol3d.model.volume_lm import VolumeLM
@@ -123,6 +123,8 @@ def _describe(model: VolumeLM, tasks: Mapping[str, Task], merge: bool) -> dict[s
         config = lm.config.to_dict()
         # Weights are saved dense, whatever they were held in.
         config.pop("quantization_config", None)
+        if merge and adapts_tied_head(model.language):
+            config["tie_word_embeddings"] = False
         language = {
             "config": config,
             "dtype": str(lm.dtype).removeprefix("torch."),

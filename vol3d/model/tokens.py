@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from datetime import date
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ VOLUME_TOKEN = "<volume>"
 IGNORE = -100
 # A prompt is a text, or a conversation for a model with a chat template: [{"role": "user", "content": "…"}, …].
 Prompt = str | Sequence[Mapping[str, str]]
+_TODAY = re.compile(r"""strftime_now\(\s*(["'])([^"'\n]*)\1\s*\)""")
+_ANY_DAY = date(2024, 7, 26)
 _SHAREGPT = {"user": "human", "assistant": "gpt"}
 
 
@@ -43,7 +47,9 @@ def rendered(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         turns = [{"from": _SHAREGPT.get(turn["role"], turn["role"]), "value": turn["content"]} | turn for turn in turns]
         try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(
+                turns, chat_template=without_today(tokenizer.chat_template), tokenize=False, add_generation_prompt=True
+            )
         except TemplateError as error:
             roles = ", ".join(turn["role"] for turn in turns)
             raise ValueError(
@@ -63,6 +69,17 @@ def rendered(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
             "as one text, or set tokenizer.chat_template"
         )
     return (tokenizer.bos_token or "") + prompt
+
+
+def without_today(template: Any) -> str | None:
+    """A chat template that writes one date where it would write today's (Llama 3, SmolLM3): a model would read another
+    prompt tomorrow than the one it was trained and judged with. The date is the one that Llama's falls back to.
+
+    None, which leaves the choice to transformers, where a tokenizer has none or one for each purpose.
+    """
+    if not isinstance(template, str):
+        return None
+    return _TODAY.sub(lambda found: f'"{_ANY_DAY.strftime(found[2])}"', template)
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vol3d.model.dropping import kept_tokens
-from vol3d.model.generation import greedy, pieces, shared_length, texts_of
+from vol3d.model.generation import greedy, pieces, shared_length, stop_texts, texts_of
 from vol3d.model.injection import Injects, check_layers, injecting
 from vol3d.model.interfaces import Encoder, Features, Projector
 from vol3d.model.interleave import Visual, positions_of, prompt_rows, splice, split, take
@@ -211,23 +211,21 @@ class VolumeLM(nn.Module):
 
     def _write(self, visual: Visual, prompts: Sequence[Prompt], max_new_tokens: int, **options: Any) -> list[str]:
         embeds, attention, positions, input_ids = self._prompts(visual, prompts)
-        room = min(max_new_tokens, self._room(positions, attention))
-        rooms = (self._language().max_length - 1 - positions[:, -1]).clamp_max(max_new_tokens).tolist()
+        rooms = self._rooms(positions, max_new_tokens)
         if len(set(rooms)) > 1:
             return self._write_apart(visual, prompts, rooms, **options)
         if visual.kept is not None:
             options["position_ids"] = positions
         with self._injecting(visual, input_ids):
-            return self._language().generate(embeds, attention, max_new_tokens=room, **options)
+            return self._language().generate(embeds, attention, max_new_tokens=rooms[0], **options)
 
     def _write_apart(self, visual: Visual, prompts: Sequence[Prompt], rooms: list[int], **options: Any) -> list[str]:
         """Those with as much room together: a long prompt shall not cut short what its neighbours say."""
         owned = split(range(len(visual.volumes)), [num_volumes(prompt) for prompt in prompts])
         found: dict[int, list[str]] = {}
-        for room in dict.fromkeys(rooms):
-            rows = [row for row, own in enumerate(rooms) if own == room]
+        for rows in _alike(rooms):
             part = visual.in_order([volume for row in rows for volume in owned[row]])
-            texts = self._write(part, [prompts[row] for row in rows], room, **options)
+            texts = self._write(part, [prompts[row] for row in rows], rooms[rows[0]], **options)
             found |= dict(zip(rows, split(texts, [len(texts) // len(rows)] * len(rows)), strict=True))
         return [text for row in range(len(prompts)) for text in found[row]]
 
@@ -247,10 +245,10 @@ class VolumeLM(nn.Module):
         """
         visual = self._visual(features, keep)
         embeds, attention, positions, input_ids = self._prompts(visual, [prompt])
-        room = min(max_new_tokens, self._room(positions, attention))
+        (room,) = self._rooms(positions, max_new_tokens)
         with self._injecting(visual, input_ids):
             steps = greedy(self._language(), embeds, attention, room, positions)
-            yield from pieces(self._language(), steps, [stop] if isinstance(stop, str) else list(stop))
+            yield from pieces(self._language(), steps, stop_texts(stop))
 
     @torch.no_grad()
     def generate_many(
@@ -271,7 +269,7 @@ class VolumeLM(nn.Module):
         Returns:
             One list of answers a volume, as `generate` gives them one by one.
         """
-        language, stops = self._language(), [stop] if isinstance(stop, str) else list(stop)
+        language, stops = self._language(), stop_texts(stop)
         visual = self._visual(features, keep)
         several = [prompt for prompt in prompts if num_volumes(prompt) != 1]
         if several:
@@ -286,23 +284,26 @@ class VolumeLM(nn.Module):
             return split(texts, [len(prompts)] * volumes)
         prefilled, after = self._prefill(visual, rows[0], shared)
         endings = [row[shared:] for row in rows]
+        lasts = torch.tensor([[after + len(ending) - 1] for ending in endings])
+        rooms = self._rooms(lasts, max_new_tokens)
+        # A sliding window would count the padding of a shorter ending.
+        lengths = [len(ending) if language.sliding else 0 for ending in endings]
         written: dict[int, list[list[str]]] = {}
-        for group in _groups(endings, apart=language.sliding):
+        for group in _alike(list(zip(rooms, lengths, strict=True))):
             cache = copy.deepcopy(prefilled)
             cache.batch_repeat_interleave(len(group))
-            texts = self._finish(cache, [endings[i] for i in group], shared, after, max_new_tokens, stops)
+            texts = self._finish(cache, [endings[i] for i in group], shared, after, rooms[group[0]], stops)
             written |= dict(zip(group, zip(*split(texts, [len(group)] * volumes), strict=True), strict=True))
         return [[written[prompt][volume] for prompt in range(len(prompts))] for volume in range(volumes)]
 
     def _finish(
-        self, cache: Cache, endings: list[list[int]], shared: int, after: int, max_new_tokens: int, stops: list[str]
+        self, cache: Cache, endings: list[list[int]], shared: int, after: int, room: int, stops: list[str]
     ) -> list[str]:
         """The answers to prompts whose first `shared` tokens lie in `cache`, each volume's prompts together."""
         language = self._language()
         ids, attention = pad(endings, language.tokenizer.pad_token_id, left=True, device=self.device)
         places = token_positions(attention) + after
         full = torch.cat([attention.new_ones(len(ids), shared), attention], dim=1)
-        room = min(max_new_tokens, self._room(places, attention))
         embeds = language.causal_lm.get_input_embeddings()(ids)
         volumes = len(cache.layers[0].keys) // len(ids)
         steps = greedy(
@@ -349,12 +350,23 @@ class VolumeLM(nn.Module):
         positions = positions_of(visual, rows, volumes, language.volume_id, self.device)
         return splice(language, input_ids, visual), attention, positions, input_ids
 
-    def _room(self, positions: Tensor, attention: Tensor) -> int:
-        language = self._language()
-        longest = max(int(positions.max()) + 1, attention.shape[1])
-        if longest >= language.max_length:
-            raise ValueError(f"the prompt takes {longest} tokens, the language model {language.max_length}")
-        return language.max_length - longest
+    def _rooms(self, positions: Tensor, most: int) -> list[int]:
+        """How many tokens may be written behind each prompt: `most`, or as many as the language model still holds.
+
+        Args:
+            positions: (prompts, length), those of the prompts' last tokens last.
+
+        Raises:
+            ValueError: a prompt that leaves no room (both numbers are told).
+        """
+        holds = self._language().max_length
+        rooms = holds - 1 - positions[:, -1]
+        if (least := int(rooms.min())) < 1:
+            raise ValueError(
+                f"the prompt takes {holds - least} tokens, the language model holds {holds}: use fewer visual tokens "
+                "(projector), a shorter prompt, or a longer max_length"
+            )
+        return rooms.clamp_max(most).tolist()
 
     def _injecting(self, visual: Visual, input_ids: Tensor) -> AbstractContextManager[None]:
         if not visual.added:
@@ -369,9 +381,6 @@ class VolumeLM(nn.Module):
         return self.language
 
 
-def _groups(rows: Sequence[Sequence[int]], *, apart: bool) -> list[list[int]]:
-    """Rows to be written together: all, or those of one length where a sliding window would count padding."""
-    if not apart:
-        return [list(range(len(rows)))]
-    lengths = dict.fromkeys(map(len, rows))
-    return [[index for index, row in enumerate(rows) if len(row) == length] for length in lengths]
+def _alike(keys: Sequence[Hashable]) -> list[list[int]]:
+    """The numbers of those with equal keys together."""
+    return [[number for number, own in enumerate(keys) if own == key] for key in dict.fromkeys(keys)]

@@ -98,13 +98,19 @@ class RecipeCLI(LightningCLI):
 
     def check_weights(self) -> None:
         """Judging and predicting take the base that is named, or the run's last checkpoint, and not weights that nobody
-        trained, as Lightning would without a word; only a trial run may (`fast_dev_run`).
+        trained, as Lightning would without a word; only a trial run may (`fast_dev_run`). Training that is to go on
+        from the last checkpoint begins anew where there is none yet, and says so.
         """
-        if self.subcommand in (None, "fit"):
+        if self.subcommand is None:
             return
         keys = ("ckpt_path", "model.base", "trainer.fast_dev_run")
         given, base, trial = (self._get(self.config, key) for key in keys)
-        last = Path(self._get(self.config, "run")) / "checkpoints" / "last.ckpt"
+        run = Path(self._get(self.config, "run"))
+        last = run / "checkpoints" / "last.ckpt"
+        if self.subcommand == "fit":
+            if given == "last" and not last.exists() and not list(run.glob("hpc_ckpt_*.ckpt")):
+                logger.warning("--ckpt_path last: there is no %s; training begins anew", last)
+            return
         if given == "last" and not last.exists():
             raise ValueError(f"--ckpt_path last: there is no {last}; give the checkpoint's path, or the run's --run")
         if given is None and base is not None:
@@ -263,6 +269,7 @@ def quiet() -> None:
             ".*args parameter.*both args and command line.*",
             ".*LeafSpec.*",
             ".*Total length of `list` across ranks is zero.*",
+            ".*there is no last checkpoint available.*",  # said with the path
         ),
     ):
         warnings.filterwarnings("ignore", message=text)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vol3d.data.dataset import VolumeData
 from vol3d.data.study import texts_of
@@ -38,27 +37,28 @@ def consolidate(
         data: read its manifest and grid instead of the recipe's.
 
     Raises:
-        ValueError: not a checkpoint, or one of another model than the recipe's (the first missing names are told).
+        ValueError: not a checkpoint, or one of another model than the recipe's (the first missing names are told), or
+            with other words, when the training reports have changed since.
         ImportError: a checkpoint of DeepSpeed's, and deepspeed is not installed.
 
     Example:
         >>> consolidate("runs/a/checkpoints/last.ckpt", "runs/a/recipe.yaml", "runs/a/model")  # doctest: +SKIP
     """
     recipe = Path(checkpoint).absolute().parent.parent / "recipe.yaml" if recipe is None else recipe
-    state, parts = whole_state(checkpoint), RecipeParts(["--config", str(recipe)])
-    return write_model(parts.model, data or parts.datamodule, state, out, merge=merge, told=str(checkpoint))
+    saved, parts = read_whole(checkpoint), RecipeParts(["--config", str(recipe)])
+    return write_model(parts.model, data or parts.datamodule, saved, out, merge=merge, told=str(checkpoint))
 
 
 def write_model(
-    module: VolumeModule, data: Any, state: dict[str, Tensor], out: str | Path, *, merge: bool = False, told: str = ""
+    module: VolumeModule, data: Any, saved: dict[str, Any], out: str | Path, *, merge: bool = False, told: str = ""
 ) -> Path:
-    """The model folder of a module that was not fitted yet and the weights of one that was."""
+    """The model folder of a module that was not fitted yet and a checkpoint of one that was (`read_whole`)."""
     if module.language is not None and not isinstance(module.language, LanguageModel):
         manifests = [data.manifest, *getattr(data, "others", {}).values()]
         studies = (study for manifest in manifests for study in manifest.split("train"))
         module.language = module.build_language(texts_of(studies))
     module.configure_model()
-    wanted = module.state_dict()
+    wanted, state = module.state_dict(), saved["state_dict"]
     # What has no axis here has one of length 1 under FSDP2.
     without = {name for name in wanted.keys() & state.keys() if wanted[name].ndim == 0 and state[name].shape == (1,)}
     state = {name: value[0] if name in without else value for name, value in state.items()}
@@ -70,20 +70,22 @@ def write_model(
             f"{len(unexpected)} unexpected {unexpected[:3]}, {len(shapes)} of another shape {sorted(shapes)[:3]}; give "
             "the recipe.yaml and the manifest of the run"
         )
+    module.on_load_checkpoint(saved)  # as many words need not be the same words
     module.load_state_dict(state)
     card = f"# vol3d model\n\nWeights of `{Path(told).name}`.\n\nFor research only. Not a medical device.\n"
     return save(out, module.model, dict(module.tasks.items()), data.grid, card=card, merge=merge, base=module.base)
 
 
-def whole_state(checkpoint: str | Path) -> dict[str, Tensor]:
-    """The module's weights from a checkpoint of any strategy, on the CPU.
+def read_whole(checkpoint: str | Path) -> dict[str, Any]:
+    """A checkpoint of any strategy as one device would have written it, on the CPU: the module's weights ("state_dict")
+    and what it says beside them.
 
     Raises:
         ValueError: not a checkpoint.
     """
     path = Path(checkpoint)
     if path.is_file():
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if (path / ".metadata").is_file():
         return _of_fsdp(path)
     if (path / "latest").is_file() or (path / "checkpoint").is_dir():
@@ -93,18 +95,19 @@ def whole_state(checkpoint: str | Path) -> dict[str, Tensor]:
     )
 
 
-def _of_fsdp(path: Path) -> dict[str, Tensor]:
+def _of_fsdp(path: Path) -> dict[str, Any]:
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         file = Path(folder) / "whole.pt"
         dcp_to_torch_save(path, file)
-        return torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+    return torch.load(path / "meta.pt", map_location="cpu", weights_only=True) | weights
 
 
-def _of_zero(path: Path) -> dict[str, Tensor]:
+def _of_zero(path: Path) -> dict[str, Any]:
     from lightning.pytorch.utilities.deepspeed import convert_zero_checkpoint_to_fp32_state_dict
 
     # It prints, and writes what it also returns.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, contextlib.redirect_stdout(io.StringIO()):
-        return convert_zero_checkpoint_to_fp32_state_dict(path, str(Path(folder) / "whole.pt"))["state_dict"]
+        return convert_zero_checkpoint_to_fp32_state_dict(path, str(Path(folder) / "whole.pt"))

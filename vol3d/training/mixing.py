@@ -25,7 +25,7 @@ class Mixture(nn.Module):
         seed: of the draws, which depend on it and the step only, so that ranks agree and a resumed run goes on.
 
     Raises:
-        ValueError: a proportion below 0, or none above it.
+        ValueError: a proportion below 0, or none above it; conflicts with proportions, under which one task counts.
 
     Source: uncertainty weighting as in Kendall et al. (arXiv:1705.07115), classification form for every task; cosines
     as in PCGrad (arXiv:2001.06782), here at the encoder's output instead of all shared weights, which costs no second
@@ -43,6 +43,11 @@ class Mixture(nn.Module):
         super().__init__()
         if proportions is not None and (min(proportions.values()) < 0 or max(proportions.values()) <= 0):
             raise ValueError(f"proportions must be 0 or above and one of them positive, got {proportions}")
+        if proportions is not None and conflicts_every:
+            raise ValueError(
+                f"conflicts_every={conflicts_every} with proportions: one task counts at each step, and there is no "
+                "other to compare it with; leave one of them out"
+            )
         self.proportions, self.uncertainty = proportions, uncertainty
         self.conflicts_every, self.seed = conflicts_every, seed
         self.log_variances = nn.ParameterDict()

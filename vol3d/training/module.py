@@ -24,6 +24,7 @@ from vol3d.model.volume_lm import VolumeLM
 from vol3d.training.chances import Chances, chances, draw_apart, set_chances
 from vol3d.training.contrastive import any_rank
 from vol3d.training.features import FeatureCache
+from vol3d.training.lengths import check_lengths
 from vol3d.training.lockstep import Lent, lend
 from vol3d.training.means import Means, first_visits
 from vol3d.training.mixing import Mixture, conflicts
@@ -156,10 +157,9 @@ class VolumeModule(lightning.LightningModule):
         if not self.training or self.stage is None or batch.augmented or self.feature_cache.limit == 0:
             return False
         stage = self.stages[self.stage]
-        tasks = stage.tasks or list(self.tasks)
-        scales = any("scales" in self.tasks[name].uses for name in tasks)
-        scales = scales or bool(getattr(self.model.projector, "scale_dims", ()))
-        return "encoder" not in stage.train and not scales
+        readers = [self.tasks[name] for name in stage.tasks or self.tasks]
+        readers += [] if self.model.projector is None else [self.model.projector]
+        return "encoder" not in stage.train and not any("scales" in part.uses for part in readers)
 
     def _project(self, features: Features, names: Sequence[str]) -> Features:
         """The features with their visual tokens, when a task of these uses them."""
@@ -185,9 +185,21 @@ class VolumeModule(lightning.LightningModule):
         if self._trainer is not None and index + 1 == self.trainer.num_training_batches:
             self._check_labelled(batch, names)
         if loss is not None:
+            self._check_learns(loss, drawn)
             return loss
         # Not None, which Lightning refuses under DDP, where another process may have labels.
         return sum(0.0 * parameter.sum() for parameter in self.parameters() if parameter.requires_grad)
+
+    def _check_learns(self, loss: Tensor, names: Sequence[str]) -> None:
+        """Raises:
+        ValueError: the loss depends on nothing that the stage trains.
+        """
+        if not loss.requires_grad:
+            raise ValueError(
+                f"stage {self.stage!r} trains {', '.join(self.stages[self.stage].train) or 'nothing'}, on which the "
+                f"loss of {', '.join(names)} does not depend: add the parts it passes through to train, or name the "
+                "tasks that teach these"
+            )
 
     def _check_labelled(self, batch: Batch, names: Sequence[str]) -> None:
         """Rows may carry any mixture of labels, but some must carry one.
@@ -298,6 +310,9 @@ class VolumeModule(lightning.LightningModule):
 
     # --- stages and optimizer -------------------------------------------------------------------------------
 
+    def on_fit_start(self) -> None:
+        check_lengths(self, self.trainer.datamodule)
+
     def on_train_start(self) -> None:
         draw_apart()
         studies = self.trainer.world_size * (getattr(self.trainer.datamodule, "batch_size", None) or 0)
@@ -384,6 +399,6 @@ class VolumeModule(lightning.LightningModule):
         if own != saved:
             raise ValueError(
                 f"the checkpoint's tokenizer has {len(saved)} tokens, this run's {len(own)}, and they differ: the "
-                "training reports have changed since; resume with the manifest the run was started with, or take its "
+                "training reports have changed since; give the manifest the run was started with, or take its "
                 "model, which knows its own words, to other studies: --model.base RUN/model in place of --ckpt_path"
             )

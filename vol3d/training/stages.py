@@ -21,6 +21,9 @@ class Stage:
         learning_rates: peak of single parts where it differs.
         warmup: steps.
         data: name of the manifest this stage learns from, one of `VolumeData(others=…)`; None for its `manifest`.
+
+    Raises:
+        ValueError: a part that there is not, a rate of its own for a part that does not learn, or no step.
     """
 
     steps: int | None = None
@@ -35,6 +38,13 @@ class Stage:
         unknown = [part for part in [*self.train, *self.learning_rates] if part not in PARTS]
         if unknown:
             raise ValueError(f"a stage trains {unknown}, the parts are {', '.join(PARTS)}")
+        if frozen := [part for part in self.learning_rates if part not in self.train]:
+            raise ValueError(
+                f"learning_rates names {frozen}, the stage trains {self.train}: add {frozen[0]!r} to train, or take "
+                "its rate out"
+            )
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"a stage of {self.steps} steps: give 1 or more, or take the stage out of the recipe")
 
     def rate(self, part: str, step: int, steps: int) -> float:
         """Learning rate of `part` at `step` of the stage's `steps`."""
