@@ -24,11 +24,11 @@ from vol3d.model.volume_lm import VolumeLM
 from vol3d.training.chances import Chances, chances, draw_apart, set_chances
 from vol3d.training.contrastive import any_rank
 from vol3d.training.features import FeatureCache
-from vol3d.training.lengths import check_lengths
 from vol3d.training.lockstep import Lent, lend
 from vol3d.training.means import Means, first_visits
 from vol3d.training.mixing import Mixture, conflicts
 from vol3d.training.optim import Kind, adamw
+from vol3d.training.preflight import check_batch, check_lengths
 from vol3d.training.stages import PARTS, Schedule, Stage
 
 logger = logging.getLogger(__name__)
@@ -311,17 +311,12 @@ class VolumeModule(lightning.LightningModule):
     # --- stages and optimizer -------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        check_lengths(self, self.trainer.datamodule)
+        data = self.trainer.datamodule
+        check_batch(self, data, self.trainer.world_size)
+        check_lengths(self, data)
 
     def on_train_start(self) -> None:
         draw_apart()
-        studies = self.trainer.world_size * (getattr(self.trainer.datamodule, "batch_size", None) or 0)
-        for name in {name for stage in self.stages.values() for name in stage.tasks or self.tasks}:
-            if 0 < studies < (least := self.tasks[name].least):
-                raise ValueError(
-                    f"task {name!r} learns from the differences between the studies of a step, which are {studies}: "
-                    f"give data.batch_size {least} or more (accumulate_grad_batches does not put studies together)"
-                )
 
     def on_train_batch_start(self, batch: Batch, index: int) -> int | None:
         name = self.schedule.name(self.global_step)

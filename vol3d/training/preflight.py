@@ -1,4 +1,4 @@
-"""Reports that a language model cannot hold, told before training starts."""
+"""What would teach nothing, or stop a run in its middle, told before its first step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,23 @@ from typing import Any
 from vol3d.data.study import Study
 from vol3d.model.interfaces import Task
 from vol3d.model.language import LanguageModel
+
+
+def check_batch(module: Any, data: Any, processes: int) -> None:
+    """Every task finds as many studies in a step, over all processes, as it learns from at the least.
+
+    Not checked where nobody says how many there are (loaders without a `VolumeData`).
+
+    Raises:
+        ValueError: a task is given fewer; names both numbers.
+    """
+    studies = processes * (getattr(data, "batch_size", None) or 0)
+    for name in {name for stage in module.stages.values() for name in stage.tasks or module.tasks}:
+        if 0 < studies < (least := module.tasks[name].least):
+            raise ValueError(
+                f"task {name!r} learns from the differences between the studies of a step, which are {studies}: "
+                f"give data.batch_size {least} or more (accumulate_grad_batches does not put studies together)"
+            )
 
 
 def check_lengths(module: Any, data: Any) -> None:
