@@ -76,7 +76,6 @@ def evaluate(
     from vol3d.data.priors import with_prior_reports
     from vol3d.evaluation.abstention import abstention
     from vol3d.evaluation.against_base import against_base
-    from vol3d.evaluation.curves import curves_of
     from vol3d.evaluation.groups import check_fields, score_groups
     from vol3d.evaluation.leakage import check_leakage, looks
     from vol3d.evaluation.probing import chosen, run_probes
@@ -93,19 +92,14 @@ def evaluate(
     # What else was asked for is refused before a volume is shown.
     probed = chosen(None if probes is True else probes) if probes else ()
     check_fields(scored, by)
-    if base is not None and (other := read_predictions(base)).keys().isdisjoint(study.study for study in scored):
-        raise ValueError(
-            f"{base} has {len(other)} studies, {len(scored)} are scored here, 0 of them are in both: give one of "
-            "the same studies"
-        )
+    if base is not None:
+        _check_base(base, scored)
     validation = _validation(judged, whole, studies)
     seen = looks(whole, progress=progress) if duplicates else None
     leakage = check_leakage(whole, test=split or "test", looks=seen)
-    out = Path(out)
-    look, rows = _predict(
-        trained, judged, [*studies, *validation], out, predictions, overwrite, batch_size, workers, progress
-    )
-    checked = check_rows(rows, [*studies, *validation])
+    out, shown = Path(out), [*studies, *validation]
+    look, rows = _predict(trained, judged, shown, out, predictions, overwrite, batch_size, workers, progress)
+    checked = check_rows(rows, shown)
     rows, notes = checked.rows, checked.notes
     scored = [study for study in scored if study.study in rows]
     if not scored:
@@ -120,8 +114,6 @@ def evaluate(
         seed=seed,
     )
     tasks = _score(judged, evidence, look)
-    for name, curves in curves_of(judged, evidence).items():
-        tasks.setdefault(name, {})["curves"] = curves
     if extra is not None:
         _score_wording(tasks, scored, rows, extra)
     result: dict[str, Any] = {
@@ -147,10 +139,16 @@ def evaluate(
     _write(out / "evaluation.json", json.dumps(result, indent=1) + "\n")
     result["base"] = against_base(trained, out, base, manifest=whole, replicates=replicates, seed=seed)
     _write(out / "evaluation.json", json.dumps(result, indent=1) + "\n")
-    if history is None and trained.folder is not None:
-        history = trained.folder.parent / "metrics.csv"
     _page(result, trained, scored, rows, history, out / "evaluation.html")
     return result
+
+
+def _check_base(base: str | Path, studies: Sequence[Study]) -> None:
+    if (other := read_predictions(base)).keys().isdisjoint(study.study for study in studies):
+        raise ValueError(
+            f"{base} has {len(other)} studies, {len(studies)} are scored here, 0 of them are in both: give one of "
+            "the same studies"
+        )
 
 
 def _judged(trained: TrainedModel, studies: Sequence[Study]) -> list[Task]:
@@ -213,7 +211,9 @@ def _predict(
 
 
 def _score(tasks: Sequence[Task], evidence: Evidence, look: Looker) -> dict[str, Any]:
-    """Every task's blocks; a task whose field no prediction has is told so."""
+    """Every task's blocks, with their curves; a task whose field no prediction has is told so."""
+    from vol3d.evaluation.curves import curves_of
+
     blocks: dict[str, Any] = {}
     for task in tasks:
         try:
@@ -223,6 +223,8 @@ def _score(tasks: Sequence[Task], evidence: Evidence, look: Looker) -> dict[str,
             blocks[task.kind or type(task).__name__] = {
                 "note": f"not scored: the predictions have no field {error}; predict again with --overwrite"
             }
+    for name, curves in curves_of(tasks, evidence).items():
+        blocks.setdefault(name, {})["curves"] = curves
     return blocks
 
 
@@ -282,6 +284,8 @@ def _page(
     from vol3d.evaluation.cases import read_history, show_cases
     from vol3d.evaluation.page import write_page
 
+    if history is None and trained.folder is not None:
+        history = trained.folder.parent / "metrics.csv"
     write_page(result, show_cases(trained, studies, predictions), read_history(history), path)
 
 
