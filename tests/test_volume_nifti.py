@@ -120,6 +120,7 @@ def test_sheared_affine_is_straightened(tmp_path: Path) -> None:
         (np.zeros((4, 5, 6), np.complex64), r"complex voxels \(NIfTI datatype 32\)"),
         (np.zeros((4, 5, 6), [("R", "u1"), ("G", "u1"), ("B", "u1")]), r"colour voxels \(NIfTI datatype 128\)"),
         (np.zeros((4, 5), np.int16), r"4×5: a single slice"),
+        (np.zeros((4, 5, 1), np.int16), r"4×5×1: a single slice, not a volume; give the whole series"),
     ],
 )
 def test_not_one_grey_volume(array: np.ndarray, message: str, tmp_path: Path) -> None:

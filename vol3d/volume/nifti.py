@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vol3d.types import Affine, Triple
-from vol3d.volume.files import Stream, Unread, brief, check_size, open_gzip, read_voxels
+from vol3d.volume.files import Stream, Unread, brief, check_size, check_spacing, open_gzip, read_voxels
 from vol3d.volume.geometry import Geometry
 from vol3d.volume.loaded import Loaded, Voxels
 
@@ -121,7 +121,8 @@ def _layout(header: Any, path: Path) -> tuple[Triple, np.dtype]:
             f"{path}: {'×'.join(map(str, sizes))}: a series of {np.prod(sizes[3:])} volumes; save one of them"
         )
     if len(sizes) < 3:
-        raise ValueError(f"{path}: {'×'.join(map(str, sizes))}: a single slice, not a volume")
+        size = "×".join(map(str, sizes))
+        raise ValueError(f"{path}: {size}: a single slice, not a volume; give the whole series")
     return tuple(sizes[:3]), dtype
 
 
@@ -165,12 +166,7 @@ def _affine(header: Any, path: Path, shape: Triple, notes: list[str]) -> Affine:
     if _TO_MM.get(unit, 1.0) != 1.0:
         affine[:3] *= _TO_MM[unit]
         notes.append(f"header in {_UNITS[unit]}, converted to mm")
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or spacing.min() < 0.01 or spacing.max() > 100:
-        raise ValueError(
-            f"{path}: voxel size {_sizes(spacing)} mm: outside 0.01 to 100 mm; set the right one, or its unit "
-            "(xyzt_units), in its header"
-        )
+    spacing = check_spacing(affine, "its unit (xyzt_units)", path)
     if sform is not None and not np.allclose(steps * _TO_MM.get(unit, 1.0), spacing, rtol=0.01):
         notes.append(f"pixdim is {_sizes(steps)}, voxel size {_sizes(spacing)} mm taken from the sform")
     return affine

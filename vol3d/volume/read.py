@@ -49,7 +49,7 @@ def read(
 
     Raises:
         FileNotFoundError: nothing at `path`.
-        ValueError: not an image, truncated, several series, missing slices, not HU, …; names file and remedy.
+        ValueError: not an image, truncated, a single slice, several series, missing slices, not HU, …; names file and remedy.
 
     Example:
         >>> volume = vol3d.read("ct.nii.gz")  # doctest: +SKIP
@@ -115,11 +115,20 @@ def load(
     found = existing(path)
     with naming(found):
         loaded = _load(found, series, irregular, unread=unread)
+        _check_slices(loaded)
         _settle_modality(loaded, modality.upper() if modality else None)
         if not loaded.unread:
             check_finite(loaded)
             loaded.check(loaded, thinned(loaded.array))
         return straighten(loaded) if loaded.geometry.shear_degrees > _MAX_SHEAR_DEGREES else loaded
+
+
+def _check_slices(loaded: Loaded) -> None:
+    """Refuses an image of one slice, from whatever file; a mask may be one, since it is laid onto its image's grid."""
+    shape = loaded.geometry.shape
+    if min(shape) < 2:
+        size = "×".join(map(str, shape))
+        raise ValueError(f"{loaded.path}: {size}: a single slice, not a volume; give the whole series")
 
 
 def _settle_modality(loaded: Loaded, wanted: str | None) -> None:
