@@ -49,7 +49,7 @@ def read(
 
     Raises:
         FileNotFoundError: nothing at `path`.
-        ValueError: not an image, truncated, a single slice, several series, missing slices, not HU, …; names file and remedy.
+        ValueError: not an image, truncated, one slice, several series, missing slices, not HU; names file and remedy.
 
     Example:
         >>> volume = vol3d.read("ct.nii.gz")  # doctest: +SKIP
