@@ -208,8 +208,21 @@ def test_patient_in_two_splits_and_study_twice(folder: Path) -> None:
         Manifest.read(written(folder, one, {**one, "study": "y", "split": "test"}))
     with pytest.raises(ManifestError, match=r"row 2 \(study 'x'\), field 'study': was already used in row 1"):
         Manifest.read(written(folder, one, one))
+    with pytest.raises(ManifestError, match="patient 'p1' is in test here and in train in row 1"):
+        Manifest.read(written(folder, one, {**one, "study": "y", "patient": " p1 ", "split": "test"}))
     with pytest.raises(ManifestError, match="'x' is of patient 'p1', this study of 'p2'"):
         Manifest.read(written(folder, one, {**one, "study": "y", "patient": "p2", "prior": "x"}))
+
+
+def test_priors_in_a_circle(folder: Path) -> None:
+    """Each would be shown a report that was written after it."""
+    priors = {"a": "c", "b": "a", "c": "b", "d": "c"}
+    rows = [{"study": name, "image": "ct/a.nii.gz", "patient": "p", "prior": prior} for name, prior in priors.items()]
+    with pytest.raises(ManifestError, match="'c' has this study among its own priors") as told:
+        Manifest.read(written(folder, *rows))
+    assert [problem.study for problem in told.value.problems] == ["a", "b", "c"]
+    del rows[0]["prior"]
+    assert len(Manifest.read(written(folder, *rows))) == 4
 
 
 def test_paths_stay_in_the_manifests_folder(folder: Path) -> None:

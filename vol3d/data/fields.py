@@ -21,6 +21,11 @@ def _text(value: Any) -> str:
     return value
 
 
+def _patient(value: Any) -> str:
+    """Without white space around it, which would make two patients of one, maybe in two splits."""
+    return _text(value).strip()
+
+
 def _one_of(choices: tuple[str, ...], value: Any) -> str:
     if value not in choices:
         raise ValueError(f"is {value!r}: use one of {', '.join(choices)}")
@@ -111,7 +116,7 @@ def _brief(value: Any) -> str:
 CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "study": _text,
     "image": _text,
-    "patient": _text,
+    "patient": _patient,
     "split": partial(_one_of, SPLITS),
     "report": _text,
     "findings": _text,

@@ -89,12 +89,8 @@ def _parallel(matrix: NDArray[np.float64], source: Triple, target: Triple) -> tu
 
 def check_overlap(own: Geometry, other: Geometry) -> None:
     """Refuses two grids without a voxel in common: one of them is in the wrong place."""
-    boxes = []
-    for grid in (own, other):
-        corners = np.stack(np.meshgrid(*[(-0.5, size - 0.5) for size in grid.shape], indexing="ij"), -1)
-        places = grid.to_mm(corners.reshape(-1, 3))
-        boxes.append((places.min(0), places.max(0)))
-    if (np.maximum(boxes[0][0], boxes[1][0]) >= np.minimum(boxes[0][1], boxes[1][1])).any():
+    (low, high), (other_low, other_high) = own.extent, other.extent
+    if (np.maximum(low, other_low) >= np.minimum(high, other_high)).any():
         raise ValueError(f"mask is {own}; image is {other}: they do not overlap; check that they belong together")
 
 
