@@ -137,6 +137,26 @@ def test_identity_sees_every_file_of_a_volume(tmp_path: Path) -> None:
     assert file_identity(tmp_path / "a.mhd") != before[1]
 
 
+@pytest.mark.parametrize(
+    ("header", "said", "voxels"),
+    [
+        ("a.mhd", "ObjectType = Image\nElementDataFile = a.raw\n", "a.raw"),
+        ("a.MHD", "ObjectType = Image\nElementDataFile = a.raw\n", "a.raw"),
+        ("a.mha", "ObjectType = Image\nElementDataFile = a.raw\n", "a.raw"),
+        ("a.nrrd", "NRRD0004\ntype: short\ndata file: a.raw\n\n", "a.raw"),
+        ("a.hdr", "header", "a.img.gz"),
+        ("a.hdr.gz", "header", "a.img.gz"),
+        ("a.img.gz", "voxels", "a.hdr"),
+    ],
+)
+def test_identity_sees_both_files_whatever_their_suffixes(header: str, said: str, voxels: str, tmp_path: Path) -> None:
+    (tmp_path / header).write_text(said)
+    (tmp_path / voxels).write_bytes(b"1")
+    before = file_identity(tmp_path / header)
+    (tmp_path / voxels).write_bytes(b"22")
+    assert file_identity(tmp_path / header) != before
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_prepare_lists_failures_and_resumes(tmp_path: Path, workers: int) -> None:
     manifest = make_manifest(tmp_path)

@@ -366,3 +366,11 @@ def test_file_that_is_no_excel(tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"a\.xlsx is not an \.xlsx file"):
         list(read_excel(tmp_path / "a.xlsx"))
+
+
+@pytest.mark.parametrize("value", ["yes", "2"])
+def test_a_label_that_is_none_is_told_with_its_row(value: str, tmp_path: Path) -> None:
+    nifti(tmp_path / "a.nii.gz")
+    path = table(tmp_path / "t.csv", ["id", "file", "cyst"], ["s1", "a.nii.gz", "1"], ["s2", "a.nii.gz", value])
+    with pytest.raises(ValueError, match=rf"t.csv: row 3 .*column 'cyst': label '{value}': 1 is present, 0 absent"):
+        Manifest.from_csv(path, {"study": "id", "image": "file"}, labels=["cyst"])
