@@ -87,7 +87,9 @@ def test_another_grid_or_file_finds_no_entry_another_window_does(tmp_path: Path)
     assert not cache.has(replace(study, meta={"modality": "MR"})), "taken as something else, prepared anew"
 
 
-@pytest.mark.parametrize("modality", ["CT", "ct abdomen", "Computed Tomography", " ", None])
+@pytest.mark.parametrize(
+    "modality", ["CT", "ct abdomen", "Computed Tomography", "Chest CT", "CHEST_CT", "NCCT", " ", None]
+)
 def test_a_column_that_says_ct_does_not_vouch_for_hu(tmp_path: Path, modality: str | None) -> None:
     study = replace(make_manifest(tmp_path, 1)[0], meta={"modality": modality})
     write_nifti(study.image, np.full((24, 24, 16), 1024, np.int16) + 40 * np.eye(24, 16, dtype=np.int16))

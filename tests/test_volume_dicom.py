@@ -252,6 +252,31 @@ def test_padding_that_tissue_may_have_is_told(tmp_path: Path) -> None:
     assert read(save_dicom(tmp_path / "air", dicom_series(HU, PixelPaddingValue=0))).meta["notes"] == []
 
 
+@pytest.mark.parametrize("multi_frame", [False, True])
+def test_padding_of_signed_pixels_written_unsigned(multi_frame: bool, tmp_path: Path) -> None:
+    """Padding is −900 in the pixels and 64636 in the tag; rescaled it lies where air is, so that nothing else tells."""
+    stored = HU.copy()
+    stored[:2] = -900
+    slices = [
+        dicom_slice(np.ascontiguousarray(stored[:, :, k].T), (-50, -60, 2 * k), RescaleIntercept=0) for k in range(12)
+    ]
+    if multi_frame:
+        slices = [enhanced(stored)]
+        slices[0].PixelData = (
+            np.frombuffer(slices[0].PixelData, np.uint16).astype(np.int16) - np.int16(1024)
+        ).tobytes()
+        slices[0].PixelRepresentation = 1
+        slices[0].SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence[0].RescaleIntercept = 0
+    for one in slices:
+        one.add_new("PixelPaddingValue", "US", 64636)
+    folder = save_dicom(tmp_path, slices)
+    for file in folder.iterdir():
+        assert pydicom.dcmread(file)["PixelPaddingValue"].value == 64636
+    volume = read(folder)
+    assert (volume[0, -2:] == -1024).all()
+    assert volume.meta["notes"] == []
+
+
 @pytest.mark.parametrize("storage", ["66.4", "481.3"])
 def test_contours_are_no_label_map(storage: str, tmp_path: Path) -> None:
     contours = dicom_slice(HU[:, :, 0], (0, 0, 0), SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{storage}")
