@@ -305,6 +305,8 @@ def _nnunet_labels(labels: Mapping[str, Any], name: str) -> dict[str, int]:
     if regions:
         raise ValueError(f"{name}: {regions[0]!r} is a region of several labels: vol3d needs one number a name")
     pairs = [(key, value) if not str(key).isdigit() else (value, key) for key, value in labels.items()]
+    if any(label == "ignore" for label, _ in pairs):
+        log.warning("%s: voxels of its label 'ignore' count as background: leave out cases that have many", name)
     return {str(label): int(number) for label, number in pairs if int(number) > 0 and label != "ignore"}
 
 

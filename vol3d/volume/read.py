@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from monai.data import MetaTensor
 
 _MAX_SHEAR_DEGREES = 0.1
+_ROUNDING = 1e-3
+"""How far a label may lie off its whole number: 255 voxels of a slope of 1/255 are not quite 1."""
 _READABLE = "NIfTI (.nii, .nii.gz, .hdr + .img), NRRD, MHA/MHD, a DICOM folder or a zip of one"
 
 
@@ -84,8 +86,9 @@ def read_mask(path: str | os.PathLike[str], *, segments: Sequence[str] | None = 
             loaded = straighten(loaded, labels=True)
     values = np.array(loaded.canonical(), order="K")
     if (loaded.slope, loaded.intercept) != (1.0, 0.0) or values.dtype.kind == "f":
-        values = values * loaded.slope + loaded.intercept
-        fractional = int((values != np.round(values)).sum())
+        exact = values * loaded.slope + loaded.intercept
+        values = np.rint(exact)
+        fractional = int((np.abs(exact - values) > _ROUNDING).sum())
         if fractional:
             raise ValueError(
                 f"{loaded.path}: {fractional} of {values.size} voxels are not whole numbers: a probability map, not "
