@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -160,9 +161,13 @@ def _affine(header: Any, path: Path, shape: Triple, notes: list[str]) -> Affine:
             "the sform (nibabel: image.set_sform(affine, code=1))"
         )
     if sform is not None and qform is not None:
-        _check_agreement(sform, qform, path, notes)
+        _check_agreement(sform, qform, path)
     affine = np.array(sform if sform is not None else qform, dtype=np.float64)
     unit = int(header["xyzt_units"]) & 7
+    if sform is not None and qform is not None and not np.allclose(sform, qform, atol=1e-2):
+        corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in shape))])
+        apart = np.linalg.norm(corners @ (sform - qform).T, axis=1).max() * _TO_MM.get(unit, 1.0)
+        notes.append(f"sform and qform lie up to {apart:.3g} mm apart; sform taken, other programs may take the qform")
     if _TO_MM.get(unit, 1.0) != 1.0:
         affine[:3] *= _TO_MM[unit]
         notes.append(f"header in {_UNITS[unit]}, converted to mm")
@@ -181,7 +186,7 @@ def _qform(header: Any, path: Path) -> NDArray[np.float64]:
         ) from error
 
 
-def _check_agreement(sform: NDArray[np.float64], qform: NDArray[np.float64], path: Path, notes: list[str]) -> None:
+def _check_agreement(sform: NDArray[np.float64], qform: NDArray[np.float64], path: Path) -> None:
     """Refuses a file whose two affines differ in orientation or spacing; a shift or a shear is only noted."""
     for name, matrix in (("sform", sform), ("qform", qform)):
         if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < 1e-12:
@@ -194,8 +199,6 @@ def _check_agreement(sform: NDArray[np.float64], qform: NDArray[np.float64], pat
             f"{path}: sform says {one.axcodes} at {_sizes(one.spacing)} mm, qform says {two.axcodes} at "
             f"{_sizes(two.spacing)} mm: find out which is right and set both to it"
         )
-    if not np.allclose(sform, qform, atol=1e-2):
-        notes.append("sform and qform differ slightly; sform taken")
 
 
 def _sizes(values: Any) -> str:
