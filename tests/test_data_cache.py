@@ -391,6 +391,15 @@ def _fill_until_half_an_entry(folder: Path) -> None:
     _fill(folder)
 
 
+def test_what_another_process_made_is_not_counted_as_made_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def meanwhile(cache: VolumeCache, missing: list[Study]) -> None:
+        VolumeCache(tmp_path / "cache", GRID).get(missing[0])
+
+    monkeypatch.setattr(VolumeCache, "_check_room", meanwhile)
+    report = prepare(make_manifest(tmp_path, 3), GRID, tmp_path / "cache", progress=False)
+    assert (report.made, report.ready, report.failed) == (2, 1, 0)
+
+
 def test_killed_in_the_middle_of_an_entry(tmp_path: Path) -> None:
     manifest = make_manifest(tmp_path, 16)
     process = multiprocessing.get_context("fork").Process(target=_fill_until_half_an_entry, args=(tmp_path,))

@@ -125,20 +125,22 @@ class VolumeCache:
         _remove_leftovers(self.folder)
         missing = [study for study in manifest if not self._ready(study)]
         ready = len(manifest) - len(missing)
+        made = 0
         self._check_room(missing)
         # Another process that fills the same folder then rarely works on the same study.
         random.Random(os.getpid()).shuffle(missing)
         failed: dict[str, str] = {}
         results = map_in_order(self._try, missing, workers)
-        for study, error in _with_progress(zip(missing, results, strict=True), len(manifest), ready, enabled=progress):
-            if isinstance(error, CacheFullError):
+        for study, result in _with_progress(zip(missing, results, strict=True), len(manifest), ready, enabled=progress):
+            if isinstance(result, CacheFullError):
                 done = ready + sum(self._ready(study) for study in missing)
-                raise CacheFullError(f"{error}; {done} of {len(manifest)} studies are ready") from error
-            if error is not None:
-                failed[study.study] = str(error)
+                raise CacheFullError(f"{result}; {done} of {len(manifest)} studies are ready") from result
+            if isinstance(result, Exception):
+                failed[study.study] = str(result)
+            made += result is True
         failures = self._write_failures([study for study in manifest if study.study in failed], failed)
-        seconds = time.monotonic() - start
-        return FillReport(len(manifest), len(missing) - len(failed), ready, len(failed), seconds, failures)
+        seconds, ready = time.monotonic() - start, len(manifest) - made - len(failed)
+        return FillReport(len(manifest), made, ready, len(failed), seconds, failures)
 
     def _ready(self, study: Study) -> bool:
         try:
@@ -146,15 +148,16 @@ class VolumeCache:
         except (ValueError, OSError):
             return False
 
-    def _try(self, study: Study) -> Exception | None:
-        """One study's failure is kept and does not stop the others."""
+    def _try(self, study: Study) -> Exception | bool:
+        """Whether the study was made here, not by another process; a failure is kept and does not stop the others."""
         try:
-            if not self.has(study):
-                self.get(study)
+            if self.has(study):
+                return False
+            self.get(study)
         except Exception as error:
             log.debug("study %r failed", study.study, exc_info=True)
             return _plain(error)
-        return None
+        return True
 
     def _path(self, study: Study, mask: Path | None = None) -> Path:
         about = ["", *other_format(study)] if mask is None else [file_identity(mask), MASK_FORMAT]
