@@ -177,6 +177,19 @@ def test_bad_value_names_row_study_field_and_remedy(folder: Path, field: str) ->
     assert str(error.value).startswith(f"manifest.jsonl, row 2 (study '{study}'), field '{field}': ")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("outcomes", {"death": {"time": float("inf"), "event": 0}}),
+        ("boxes", [{"label": "x", "min_mm": [0, 0, 0], "max_mm": [1, float("inf"), 1]}]),
+    ],
+)
+def test_numbers_without_end_are_none(folder: Path, field: str, value: Any) -> None:
+    """JSON knows no infinity, but Python reads it; one in a loss is the end of a training."""
+    with pytest.raises(ManifestError, match=f"field '{field}'.* inf"):
+        Manifest.read(written(folder, {**FULL, field: value}))
+
+
 def test_all_bad_rows_are_counted_and_five_shown(folder: Path) -> None:
     rows = [{"study": f"s{i}", "image": f"ct/{i}.nii.gz", "patient": f"p{i}"} for i in range(30)]
     with pytest.raises(ManifestError, match="30 problems in 30 of 31 rows, the first 5 ") as error:
