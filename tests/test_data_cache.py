@@ -31,7 +31,7 @@ from vol3d.data.identity import file_identity
 from vol3d.data.manifest import Manifest, Study
 from vol3d.volume.export import write
 from vol3d.volume.grid import Grid
-from vol3d.volume.read import read
+from vol3d.volume.read import read, read_mask
 
 GRID = Grid(spacing=(2.0, 2.0, 2.0), shape=(12, 12, 8), window=(-1000.0, 1000.0))
 
@@ -109,6 +109,21 @@ def test_an_entry_of_a_padded_mr_made_before_is_not_used(tmp_path: Path, monkeyp
     assert cache._path(kinds["CT"]) == now["CT"]
     assert cache._path(kinds["MR"]) != now["MR"]
     assert {name: cache._path(study, study.mask) for name, study in kinds.items()} == masks, "masks stay"
+
+
+def test_an_entry_of_text_headers_made_before_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their units, and voxels written as text, were once read otherwise."""
+    cache = VolumeCache(tmp_path / "cache", GRID)
+    nifti = make_manifest(tmp_path)[0]
+    image, mask = (write(read_mask(nifti.mask), tmp_path / name) for name in ("ct.nrrd", "mask.mha"))
+    kinds = {"nifti": nifti, "image": replace(nifti, image=image), "mask": replace(nifti, mask=mask)}
+
+    def keys() -> dict[str, set[Path]]:
+        return {name: {cache._path(study), cache._path(study, study.mask)} for name, study in kinds.items()}
+
+    now = keys()
+    monkeypatch.setattr(cache_module, "HEADED_FORMAT", 0)
+    assert {name: len(now[name] & then) for name, then in keys().items()} == {"nifti": 2, "image": 0, "mask": 1}
 
 
 def test_identity_follows_content_not_place(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from vol3d.data.entries import (
     room_needed,
     write_entry,
 )
-from vol3d.data.identity import file_identity
+from vol3d.data.identity import TEXT_HEADERS, file_identity
 from vol3d.data.manifest import Manifest, Study
 from vol3d.data.parallel import map_in_order
 from vol3d.data.study import in_manifest_words
@@ -53,6 +53,8 @@ MASK_FORMAT = 2
 """Counted up when only label maps come to lie otherwise on a grid: images stay, masks are made anew."""
 OTHER_FORMAT = 2
 """Counted up when only volumes that are no CT come to lie otherwise on a grid."""
+HEADED_FORMAT = 1
+"""Counted up when only NRRD and MetaImage are read otherwise."""
 MASKS = ("mask", "finding_mask")
 """The label maps that a study may have."""
 _STALE_SECONDS = 3600
@@ -160,7 +162,10 @@ class VolumeCache:
         return True
 
     def _path(self, study: Study, mask: Path | None = None) -> Path:
-        about = ["", *other_format(study)] if mask is None else [file_identity(mask), MASK_FORMAT]
+        if mask is None:
+            about = ["", *other_format(study)]
+        else:
+            about = [file_identity(mask), MASK_FORMAT, *_headed_format(study.image, mask)]
         key = json.dumps([FORMAT, self.grid.fingerprint, study.modality, file_identity(study.image), *about])
         name = hashlib.sha256(key.encode()).hexdigest()[:40]
         return self.folder / name[:2] / (name + SUFFIX)
@@ -303,8 +308,13 @@ def _moved(tensors: dict[str, Tensor], room: Room) -> dict[str, Tensor]:
 
 
 def other_format(study: Study) -> list[int]:
-    """What the key of anything made of the study's image holds besides when that is no CT."""
-    return [] if study.modality in (None, "CT") else [OTHER_FORMAT]
+    """What the key of anything made of the study's image holds besides when that is no CT, or has a text header."""
+    kind = [] if study.modality in (None, "CT") else [OTHER_FORMAT]
+    return kind + _headed_format(study.image)
+
+
+def _headed_format(*paths: Path) -> list[int]:
+    return [HEADED_FORMAT] if any(path.suffix.lower() in TEXT_HEADERS for path in paths) else []
 
 
 def _plain_tensor(tensor: Tensor) -> Tensor:

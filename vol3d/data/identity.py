@@ -10,7 +10,7 @@ from pathlib import Path
 
 _EDGE = 1 << 16
 """Bytes hashed at either end of a file."""
-_HEADERS = {".mhd", ".mha", ".nhdr", ".nrrd"}
+TEXT_HEADERS = {".mhd", ".mha", ".nhdr", ".nrrd"}
 """Text headers, which may name a second file that holds the voxels, whatever their suffix promises."""
 _PAIR = re.compile(r"\.(hdr|img)(\.gz)?$", re.IGNORECASE)
 _HALVES = (".hdr", ".img", ".hdr.gz", ".img.gz", ".HDR", ".IMG")
@@ -51,7 +51,7 @@ def _parts(path: Path) -> list[Path]:
     if pair := _PAIR.search(path.name):
         halves = {path.name[: pair.start()] + half for half in _HALVES}
         return sorted({path, *(part for name in halves if (part := path.parent / name).exists())})
-    if path.suffix.lower() not in _HEADERS:
+    if path.suffix.lower() not in TEXT_HEADERS:
         return [path]
     stat = path.stat()
     name = _data_file(path, stat.st_size, stat.st_mtime_ns)
