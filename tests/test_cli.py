@@ -160,6 +160,9 @@ def test_evaluation_of_studies_without_reports(refused: Callable[..., str], mode
 
 
 def test_a_grid_of_no_known_name(refused: Callable[..., str], phantoms: Path) -> None:
+    for option, value in (("--device", "cpu"), ("--batch-size", "8")):
+        said = refused("prepare", phantoms, "--grid", "merlin", "--cache", "cache", option, value)
+        assert f"prepare --grid takes no {option}: it encodes nothing" in said
     said = refused("prepare", phantoms, "--grid", "merlot", "--cache", "cache")
     assert re.search(r"no grid named 'merlot'; there are .*merlin", said)
 

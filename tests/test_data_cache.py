@@ -31,7 +31,7 @@ from vol3d.data.identity import file_identity
 from vol3d.data.manifest import Manifest, Study
 from vol3d.volume.export import write
 from vol3d.volume.grid import Grid
-from vol3d.volume.read import read
+from vol3d.volume.read import read, read_mask
 
 GRID = Grid(spacing=(2.0, 2.0, 2.0), shape=(12, 12, 8), window=(-1000.0, 1000.0))
 
@@ -87,7 +87,9 @@ def test_another_grid_or_file_finds_no_entry_another_window_does(tmp_path: Path)
     assert not cache.has(replace(study, meta={"modality": "MR"})), "taken as something else, prepared anew"
 
 
-@pytest.mark.parametrize("modality", ["CT", "ct abdomen", "Computed Tomography", " ", None])
+@pytest.mark.parametrize(
+    "modality", ["CT", "ct abdomen", "Computed Tomography", "Chest CT", "CHEST_CT", "NCCT", " ", None]
+)
 def test_a_column_that_says_ct_does_not_vouch_for_hu(tmp_path: Path, modality: str | None) -> None:
     study = replace(make_manifest(tmp_path, 1)[0], meta={"modality": modality})
     write_nifti(study.image, np.full((24, 24, 16), 1024, np.int16) + 40 * np.eye(24, 16, dtype=np.int16))
@@ -107,6 +109,21 @@ def test_an_entry_of_a_padded_mr_made_before_is_not_used(tmp_path: Path, monkeyp
     assert cache._path(kinds["CT"]) == now["CT"]
     assert cache._path(kinds["MR"]) != now["MR"]
     assert {name: cache._path(study, study.mask) for name, study in kinds.items()} == masks, "masks stay"
+
+
+def test_an_entry_of_text_headers_made_before_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their units, and voxels written as text, were once read otherwise."""
+    cache = VolumeCache(tmp_path / "cache", GRID)
+    nifti = make_manifest(tmp_path)[0]
+    image, mask = (write(read_mask(nifti.mask), tmp_path / name) for name in ("ct.nrrd", "mask.mha"))
+    kinds = {"nifti": nifti, "image": replace(nifti, image=image), "mask": replace(nifti, mask=mask)}
+
+    def keys() -> dict[str, set[Path]]:
+        return {name: {cache._path(study), cache._path(study, study.mask)} for name, study in kinds.items()}
+
+    now = keys()
+    monkeypatch.setattr(cache_module, "HEADED_FORMAT", 0)
+    assert {name: len(now[name] & then) for name, then in keys().items()} == {"nifti": 2, "image": 0, "mask": 1}
 
 
 def test_identity_follows_content_not_place(tmp_path: Path) -> None:
@@ -135,6 +152,26 @@ def test_identity_sees_every_file_of_a_volume(tmp_path: Path) -> None:
     (tmp_path / "voxels.raw").write_bytes(b"22")
     assert file_identity(dicom) != before[0]
     assert file_identity(tmp_path / "a.mhd") != before[1]
+
+
+@pytest.mark.parametrize(
+    ("header", "said", "voxels"),
+    [
+        ("a.mhd", "ObjectType = Image\nElementDataFile = a.raw\n", "a.raw"),
+        ("a.MHD", "ObjectType = Image\nElementDataFile = a.raw\n", "a.raw"),
+        ("a.mha", "ObjectType = Image\nElementDataFile = a.raw\n", "a.raw"),
+        ("a.nrrd", "NRRD0004\ntype: short\ndata file: a.raw\n\n", "a.raw"),
+        ("a.hdr", "header", "a.img.gz"),
+        ("a.hdr.gz", "header", "a.img.gz"),
+        ("a.img.gz", "voxels", "a.hdr"),
+    ],
+)
+def test_identity_sees_both_files_whatever_their_suffixes(header: str, said: str, voxels: str, tmp_path: Path) -> None:
+    (tmp_path / header).write_text(said)
+    (tmp_path / voxels).write_bytes(b"1")
+    before = file_identity(tmp_path / header)
+    (tmp_path / voxels).write_bytes(b"22")
+    assert file_identity(tmp_path / header) != before
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -367,6 +404,15 @@ def _fill_until_half_an_entry(folder: Path) -> None:
 
     entries_module.save_tensors = slow_disk
     _fill(folder)
+
+
+def test_what_another_process_made_is_not_counted_as_made_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def meanwhile(cache: VolumeCache, missing: list[Study]) -> None:
+        VolumeCache(tmp_path / "cache", GRID).get(missing[0])
+
+    monkeypatch.setattr(VolumeCache, "_check_room", meanwhile)
+    report = prepare(make_manifest(tmp_path, 3), GRID, tmp_path / "cache", progress=False)
+    assert (report.made, report.ready, report.failed) == (2, 1, 0)
 
 
 def test_killed_in_the_middle_of_an_entry(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from vol3d.data import doctor_page, doctor_volume
 from vol3d.data.doctor import doctor
 from vol3d.data.doctor_volume import Note
 from vol3d.data.manifest import Manifest, Study
+from vol3d.volume.export import write
+from vol3d.volume.read import read_mask
 
 SHAPE = (32, 28, 20)
 LABELS = {"liver": 1, "spleen": 2, "spine": 3}
@@ -105,6 +107,12 @@ def upside_down(studies: list[Study], folder: Path) -> None:
     save(studies[1].mask or folder, mask[:, ::-1])
 
 
+def named_otherwise(studies: list[Study], folder: Path) -> None:
+    mask = read_mask(studies[1].mask or folder)
+    mask.meta["labels"] = {1: "Spleen", 2: "liver"}
+    studies[1] = replace(studies[1], mask=write(mask, folder / "bert_mask.nrrd"))
+
+
 TRAPS = {
     "truncated": (
         lambda s, f: s[1].image.write_bytes(s[1].image.read_bytes()[:2000]),
@@ -141,6 +149,10 @@ TRAPS = {
         lambda s, f: save(s[1].image, body(1)[0] + 250),
         ("bert", "hu", "warning", "air is at"),
     ),
+    "names that the mask has otherwise": (
+        named_otherwise,
+        ("bert", "mask_labels", "error", "mask itself says that 'liver' is 2, not 1, 'spleen' is 1, not 2: correct"),
+    ),
     "lesion elsewhere": (
         lambda s, f: save(s[1].finding_mask, np.pad(np.ones((4, 5, 7), np.uint8), ((24, 4), (10, 13), (5, 8)))),
         ("bert", "side", "error", "to the patient's right of the midline"),
@@ -149,6 +161,7 @@ TRAPS = {
 ROW_TRAPS = {
     "other side": ({"report": "Small right pleural effusion."}, "side", "error", "report says 'right pleural"),
     "prior": ({"report": "Unchanged since the prior CT."}, "prior", "warning", "'Unchanged since'"),
+    "prior that is not there": ({"prior": "gone"}, "prior", "warning", "prior 'gone' is not among the studies"),
     "icd9": ({"codes": ["511.9"]}, "codes", "error", "['511.9'] cannot be icd10cm: they look like icd9cm"),
     "icd9 that could be icd10": ({"codes": ["V10.11"]}, "codes", "error", "2024 to 2026: they look like icd9cm"),
     "no such code": ({"codes_absent": ["K99.9"]}, "codes", "warning", "['K99.9'] are not in ICD-10-CM of 2024"),
@@ -160,6 +173,14 @@ ROW_TRAPS = {
     "box": (
         {"boxes": [{"label": "left renal cyst", "min_mm": [280, 90, 60], "max_mm": [300, 110, 80]}]},
         "side", "error", "box 'left renal cyst' lies",
+    ),
+    "box in LPS": (
+        {"boxes": [{"label": "renal cyst", "min_mm": [-300, -110, 60], "max_mm": [-280, -90, 80]}]},
+        "box", "error", "lies 100 % outside the image, which spans (-6, -6, -6) to (346, 302, 234) mm: boxes are",
+    ),
+    "box half outside": (
+        {"boxes": [{"label": "renal cyst", "min_mm": [-30, 90, 60], "max_mm": [0, 110, 80]}]},
+        "box", "warning", "lies 82 % outside the image",
     ),
 }  # fmt: skip
 
@@ -214,6 +235,24 @@ def test_bad_rows_are_listed_and_the_rest_is_audited(tmp_path: Path) -> None:
     ] or {f["study"] for f in errors} == {"anna", "dora", "fred"}
     assert "null not mentioned" in " ".join(f["message"] for f in errors)
     assert "is in test here and in train" in " ".join(f["message"] for f in errors)
+
+
+def test_what_a_manifest_ignores_is_a_finding(tmp_path: Path) -> None:
+    path = Manifest(dataset(tmp_path)).write(tmp_path / "manifest.jsonl")
+    path.write_text(path.read_text().replace('"codes"', '"Codes"'))
+    [note] = [f for f in doctor(path) if f["check"] == "manifest"]
+    assert (note["study"], note["severity"]) == ("", "warning")
+    assert note["message"] == "field 'Codes' (6 rows) is not one of a manifest and is ignored; did you mean 'codes'?"
+
+
+def test_priors_that_are_given_otherwise_or_say_nothing(tmp_path: Path) -> None:
+    first, second, third, *rest = dataset(tmp_path)
+    first = replace(first, report="Unchanged since the prior CT.", meta={"prior_report": "Normal."})
+    second = replace(second, report=None, findings=None, impression=None)
+    third = replace(third, patient=second.patient, prior=second.study)
+    notes = [f for f in found([first, second, third, *rest], tmp_path) if f["check"] == "prior"]
+    assert [note["study"] for note in notes] == [third.study]
+    assert f"its prior {second.study!r} has no report" in notes[0]["message"]
 
 
 def test_studies_in_memory_are_checked_as_a_file_is(tmp_path: Path) -> None:

@@ -205,6 +205,15 @@ def test_nnunet_both_versions(tmp_path: Path, labels: dict[str, Any]) -> None:
     assert manifest[0].mask_labels == {"liver": 1, "tumor": 2}
 
 
+def test_nnunet_voxels_to_be_ignored_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    nifti(tmp_path / "imagesTr/a_0000.nii.gz")
+    nifti(tmp_path / "labelsTr/a.nii.gz")
+    card = {"labels": {"background": 0, "liver": 1, "ignore": 2}, "channel_names": {"0": "CT"}}
+    (tmp_path / "dataset.json").write_text(json.dumps(card))
+    assert Manifest.from_nnunet(tmp_path)[0].mask_labels == {"liver": 1}
+    assert "voxels of its label 'ignore' count as background" in caplog.text
+
+
 def test_hidden_files_of_an_archive_are_no_studies(tmp_path: Path) -> None:
     """macOS puts a ._file beside each file of an archive."""
 
@@ -366,3 +375,11 @@ def test_file_that_is_no_excel(tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"a\.xlsx is not an \.xlsx file"):
         list(read_excel(tmp_path / "a.xlsx"))
+
+
+@pytest.mark.parametrize("value", ["yes", "2"])
+def test_a_label_that_is_none_is_told_with_its_row(value: str, tmp_path: Path) -> None:
+    nifti(tmp_path / "a.nii.gz")
+    path = table(tmp_path / "t.csv", ["id", "file", "cyst"], ["s1", "a.nii.gz", "1"], ["s2", "a.nii.gz", value])
+    with pytest.raises(ValueError, match=rf"t.csv: row 3 .*column 'cyst': label '{value}': 1 is present, 0 absent"):
+        Manifest.from_csv(path, {"study": "id", "image": "file"}, labels=["cyst"])

@@ -177,6 +177,19 @@ def test_bad_value_names_row_study_field_and_remedy(folder: Path, field: str) ->
     assert str(error.value).startswith(f"manifest.jsonl, row 2 (study '{study}'), field '{field}': ")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("outcomes", {"death": {"time": float("inf"), "event": 0}}),
+        ("boxes", [{"label": "x", "min_mm": [0, 0, 0], "max_mm": [1, float("inf"), 1]}]),
+    ],
+)
+def test_numbers_without_end_are_none(folder: Path, field: str, value: Any) -> None:
+    """JSON knows no infinity, but Python reads it; one in a loss is the end of a training."""
+    with pytest.raises(ManifestError, match=f"field '{field}'.* inf"):
+        Manifest.read(written(folder, {**FULL, field: value}))
+
+
 def test_all_bad_rows_are_counted_and_five_shown(folder: Path) -> None:
     rows = [{"study": f"s{i}", "image": f"ct/{i}.nii.gz", "patient": f"p{i}"} for i in range(30)]
     with pytest.raises(ManifestError, match="30 problems in 30 of 31 rows, the first 5 ") as error:
@@ -208,8 +221,21 @@ def test_patient_in_two_splits_and_study_twice(folder: Path) -> None:
         Manifest.read(written(folder, one, {**one, "study": "y", "split": "test"}))
     with pytest.raises(ManifestError, match=r"row 2 \(study 'x'\), field 'study': was already used in row 1"):
         Manifest.read(written(folder, one, one))
+    with pytest.raises(ManifestError, match="patient 'p1' is in test here and in train in row 1"):
+        Manifest.read(written(folder, one, {**one, "study": "y", "patient": " p1 ", "split": "test"}))
     with pytest.raises(ManifestError, match="'x' is of patient 'p1', this study of 'p2'"):
         Manifest.read(written(folder, one, {**one, "study": "y", "patient": "p2", "prior": "x"}))
+
+
+def test_priors_in_a_circle(folder: Path) -> None:
+    """Each would be shown a report that was written after it."""
+    priors = {"a": "c", "b": "a", "c": "b", "d": "c"}
+    rows = [{"study": name, "image": "ct/a.nii.gz", "patient": "p", "prior": prior} for name, prior in priors.items()]
+    with pytest.raises(ManifestError, match="'c' has this study among its own priors") as told:
+        Manifest.read(written(folder, *rows))
+    assert [problem.study for problem in told.value.problems] == ["a", "b", "c"]
+    del rows[0]["prior"]
+    assert len(Manifest.read(written(folder, *rows))) == 4
 
 
 def test_paths_stay_in_the_manifests_folder(folder: Path) -> None:

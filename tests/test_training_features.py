@@ -123,6 +123,11 @@ def test_heads_that_leave_the_weights_as_they_are_change_the_fingerprint() -> No
     assert fingerprint(other) != fingerprint(encoder()) == fingerprint(encoder())
 
 
+def test_a_batch_of_none_is_refused(manifest: Path, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a batch of 0: ask for 1 or more"):
+        prepare_features(manifest, model, tmp_path / "cache", batch_size=0)
+
+
 def test_a_broken_file_and_a_broken_study(manifest: Path, model: Path, tmp_path: Path) -> None:
     studies = list(Manifest.read(manifest).split("train")[:2])
     (tmp_path / "bad.nii.gz").write_bytes(b"no image")

@@ -25,7 +25,7 @@ from pydicom.uid import (
 from volume_files import body, dicom_series, dicom_slice, save_dicom
 
 from vol3d.volume.geometry import Geometry
-from vol3d.volume.read import read
+from vol3d.volume.read import read, read_mask
 
 HU = body()
 RAS = HU[::-1, ::-1]  # columns run to the Left and rows to Posterior
@@ -236,6 +236,52 @@ def test_padding_value_becomes_air(tmp_path: Path) -> None:
     volume = read(save_dicom(tmp_path, slices))
     assert (volume[0, -2:] == -1024).all()
     np.testing.assert_array_equal(volume[0, :-2].numpy(), RAS[:-2])
+
+
+def test_padding_that_tissue_may_have_is_told(tmp_path: Path) -> None:
+    """Values stored in HU whose padding is said to be 0: water turns to air, as the file wants it."""
+    slices = [
+        dicom_slice(np.ascontiguousarray(HU[:, :, k].T), (-50, -60, 2 * k), PixelPaddingValue=0, RescaleIntercept=0)
+        for k in range(12)
+    ]
+    volume = read(save_dicom(tmp_path / "zero", slices))
+    assert volume.meta["notes"] == [
+        "PixelPaddingValue is 0 HU, which tissue has too: all voxels of that value became air"
+    ]
+    assert (volume[0].numpy()[RAS == 0] == -1024).all()
+    assert read(save_dicom(tmp_path / "air", dicom_series(HU, PixelPaddingValue=0))).meta["notes"] == []
+
+
+@pytest.mark.parametrize("multi_frame", [False, True])
+def test_padding_of_signed_pixels_written_unsigned(multi_frame: bool, tmp_path: Path) -> None:
+    """Padding is −900 in the pixels and 64636 in the tag; rescaled it lies where air is, so that nothing else tells."""
+    stored = HU.copy()
+    stored[:2] = -900
+    slices = [
+        dicom_slice(np.ascontiguousarray(stored[:, :, k].T), (-50, -60, 2 * k), RescaleIntercept=0) for k in range(12)
+    ]
+    if multi_frame:
+        slices = [enhanced(stored)]
+        slices[0].PixelData = (
+            np.frombuffer(slices[0].PixelData, np.uint16).astype(np.int16) - np.int16(1024)
+        ).tobytes()
+        slices[0].PixelRepresentation = 1
+        slices[0].SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence[0].RescaleIntercept = 0
+    for one in slices:
+        one.add_new("PixelPaddingValue", "US", 64636)
+    folder = save_dicom(tmp_path, slices)
+    for file in folder.iterdir():
+        assert pydicom.dcmread(file)["PixelPaddingValue"].value == 64636
+    volume = read(folder)
+    assert (volume[0, -2:] == -1024).all()
+    assert volume.meta["notes"] == []
+
+
+@pytest.mark.parametrize("storage", ["66.4", "481.3"])
+def test_contours_are_no_label_map(storage: str, tmp_path: Path) -> None:
+    contours = dicom_slice(HU[:, :, 0], (0, 0, 0), SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{storage}")
+    with pytest.raises(ValueError, match=r"as a mask, these contours saved as a label map \(NIfTI or .seg.nrrd"):
+        read_mask(save_dicom(tmp_path, [contours]))
 
 
 def test_one_slice_is_no_volume(tmp_path: Path) -> None:

@@ -55,6 +55,46 @@ def save_nrrd(
     return path
 
 
+def test_nrrd_in_another_unit_becomes_millimetres(tmp_path: Path) -> None:
+    def in_units(units: str) -> Path:
+        path = save_nrrd(tmp_path / "ct.nrrd")
+        path.write_bytes(path.read_bytes().replace(b"kinds:", f"space units: {units}\nkinds:".encode()))
+        return path
+
+    plain, centimetres = (read(in_units(units)).affine.numpy() for units in ('"mm" "mm" "mm"', '"cm" "cm" "cm"'))
+    np.testing.assert_allclose(centimetres[:3], 10 * plain[:3])
+    with pytest.raises(ValueError, match=r"voxel size 0.0015×0.0015×0.003 mm: .* or its space units, in its header"):
+        read(in_units('"um" "um" "um"'))
+    with pytest.raises(ValueError, match=r"space units .* vol3d knows"):
+        read(in_units('"inch" "inch" "inch"'))
+
+
+META = """ObjectType = Image
+NDims = 3
+BinaryData = {binary}
+DimSize = 24 20 12
+ElementSpacing = {spacing}
+ElementType = MET_SHORT
+ElementDataFile = LOCAL
+"""
+
+
+def test_metaimage_as_text_is_not_read_as_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "ct.mha"
+    header = META.format(binary="False", spacing="1 1 2")
+    path.write_text(header + " ".join(map(str, body().ravel(order="F"))) + "\n")
+    assert sitk.GetArrayFromImage(sitk.ReadImage(str(path))).shape == (12, 20, 24)
+    with pytest.raises(ValueError, match=r"written as text \(BinaryData = False\); save it as binary"):
+        read(path)
+
+
+def test_metaimage_in_metres_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ct.mha"
+    path.write_bytes(META.format(binary="True", spacing="0.001 0.001 0.002").encode() + body().tobytes(order="F"))
+    with pytest.raises(ValueError, match=r"voxel size 0.001×0.001×0.002 mm: outside 0.01 to 100 mm"):
+        read(path)
+
+
 def test_nrrd_spaces_turn_to_ras(tmp_path: Path) -> None:
     lps = read(save_nrrd(tmp_path / "lps.nrrd"))
     np.testing.assert_array_equal(lps[0].numpy(), body()[::-1, ::-1])

@@ -94,6 +94,18 @@ def test_forms_that_disagree(tmp_path: Path) -> None:
         read(tmp_path / "ct.nii")
 
 
+def test_forms_that_lie_apart_are_told_by_how_much(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(body(), np.diag([1.5, 1.5, 3, 1]))
+    image.set_qform(np.diag([1.5, 1.5, 3, 1]), code=1)
+    image.set_sform(np.array([[1.5, 0, 0, 30], [0, 1.5, 0, 0], [0, 0, 3, -40], [0, 0, 0, 1]]), code=1)
+    nib.save(image, tmp_path / "ct.nii")
+    volume = read(tmp_path / "ct.nii")
+    assert volume.affine[:3, 3].tolist() == [30, 0, -40]
+    assert volume.meta["notes"] == [
+        "sform and qform lie up to 50 mm apart; sform taken, other programs may take the qform"
+    ]
+
+
 def test_sheared_affine_is_straightened(tmp_path: Path) -> None:
     """A point keeps its place: the bubble lies where the sheared affine puts it."""
     array = np.full((30, 40, 24), 40, np.int16)
@@ -120,6 +132,7 @@ def test_sheared_affine_is_straightened(tmp_path: Path) -> None:
         (np.zeros((4, 5, 6), np.complex64), r"complex voxels \(NIfTI datatype 32\)"),
         (np.zeros((4, 5, 6), [("R", "u1"), ("G", "u1"), ("B", "u1")]), r"colour voxels \(NIfTI datatype 128\)"),
         (np.zeros((4, 5), np.int16), r"4×5: a single slice"),
+        (np.zeros((4, 5, 1), np.int16), r"4×5×1: a single slice, not a volume; give the whole series"),
     ],
 )
 def test_not_one_grey_volume(array: np.ndarray, message: str, tmp_path: Path) -> None:

@@ -158,6 +158,8 @@ def test_masks_are_whole_numbers(tmp_path: Path) -> None:
     mask = read_mask(save_nifti(tmp_path / "m.nii", labels))
     assert mask.dtype == torch.int16
     assert sorted(mask.unique().tolist()) == [0, 3]
+    stretched = save_nifti(tmp_path / "s.nii", (labels * 85).astype(np.uint8), scl_slope=1 / 85, scl_inter=0)
+    assert torch.equal(read_mask(stretched).as_tensor(), mask.as_tensor()), "255 / 85 is 3.0000001"
     with pytest.raises(ValueError, match=r"of 5760 voxels are not whole numbers: a probability map"):
         read_mask(save_nifti(tmp_path / "p.nii", labels / 7))
     with pytest.raises(ValueError, match=r"0 to 90000 do not fit int16"):

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from vol3d.commands.command import Command, Result, add_device
+from vol3d.commands.command import Command, Result
 
 if TYPE_CHECKING:
     from vol3d.data.cache import FillReport
@@ -65,9 +65,11 @@ def _prepare_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--cache", required=True, metavar="DIR")
     verb.add_argument("--shard", metavar="I/N", help="only the I-th of N shards, from 0 (default: a SLURM array's)")
     verb.add_argument("--workers", type=int, default=1, metavar="N")
-    verb.add_argument("--batch-size", type=int, default=8, metavar="N", help="studies encoded at once (default: 8)")
+    verb.add_argument(
+        "--batch-size", type=int, metavar="N", help="studies that --features encodes at once (default: 8)"
+    )
     verb.add_argument("--compression", choices=["blosc2"], help="of volumes: half the disk, more time to read")
-    add_device(verb)
+    verb.add_argument("--device", metavar="NAME", help="where --features encodes: cpu, cuda, cuda:1 (default: a GPU)")
 
 
 def _prepare(arguments: argparse.Namespace) -> Result:
@@ -75,6 +77,9 @@ def _prepare(arguments: argparse.Namespace) -> Result:
 
     if (arguments.grid is None) == (arguments.features is None):
         raise ValueError("prepare takes one of --grid (volumes) and --features (volumes and what an encoder makes)")
+    encoding = {"--device": arguments.device, "--batch-size": arguments.batch_size}
+    if arguments.features is None and (given := [option for option, value in encoding.items() if value is not None]):
+        raise ValueError(f"prepare --grid takes no {given[0]}: it encodes nothing; leave it out, or ask for --features")
     given = None if arguments.shard is None else parse_shard(arguments.shard)
     shard = given or shard_of_file(arguments.manifest) or shard_of_job()
     report = _volumes(arguments, shard) if arguments.features is None else _features(arguments, shard)
@@ -107,7 +112,7 @@ def _features(arguments: argparse.Namespace, shard: tuple[int, int] | None) -> F
         arguments.features,
         arguments.cache,
         shard=shard,
-        batch_size=arguments.batch_size,
+        batch_size=8 if arguments.batch_size is None else arguments.batch_size,
         workers=arguments.workers,
         device=arguments.device,
         compression=arguments.compression,

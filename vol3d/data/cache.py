@@ -38,7 +38,7 @@ from vol3d.data.entries import (
     room_needed,
     write_entry,
 )
-from vol3d.data.identity import file_identity
+from vol3d.data.identity import TEXT_HEADERS, file_identity
 from vol3d.data.manifest import Manifest, Study
 from vol3d.data.parallel import map_in_order
 from vol3d.data.study import in_manifest_words
@@ -53,6 +53,8 @@ MASK_FORMAT = 2
 """Counted up when only label maps come to lie otherwise on a grid: images stay, masks are made anew."""
 OTHER_FORMAT = 2
 """Counted up when only volumes that are no CT come to lie otherwise on a grid."""
+HEADED_FORMAT = 1
+"""Counted up when only NRRD and MetaImage are read otherwise."""
 MASKS = ("mask", "finding_mask")
 """The label maps that a study may have."""
 _STALE_SECONDS = 3600
@@ -125,20 +127,22 @@ class VolumeCache:
         _remove_leftovers(self.folder)
         missing = [study for study in manifest if not self._ready(study)]
         ready = len(manifest) - len(missing)
+        made = 0
         self._check_room(missing)
         # Another process that fills the same folder then rarely works on the same study.
         random.Random(os.getpid()).shuffle(missing)
         failed: dict[str, str] = {}
         results = map_in_order(self._try, missing, workers)
-        for study, error in _with_progress(zip(missing, results, strict=True), len(manifest), ready, enabled=progress):
-            if isinstance(error, CacheFullError):
+        for study, result in _with_progress(zip(missing, results, strict=True), len(manifest), ready, enabled=progress):
+            if isinstance(result, CacheFullError):
                 done = ready + sum(self._ready(study) for study in missing)
-                raise CacheFullError(f"{error}; {done} of {len(manifest)} studies are ready") from error
-            if error is not None:
-                failed[study.study] = str(error)
+                raise CacheFullError(f"{result}; {done} of {len(manifest)} studies are ready") from result
+            if isinstance(result, Exception):
+                failed[study.study] = str(result)
+            made += result is True
         failures = self._write_failures([study for study in manifest if study.study in failed], failed)
-        seconds = time.monotonic() - start
-        return FillReport(len(manifest), len(missing) - len(failed), ready, len(failed), seconds, failures)
+        seconds, ready = time.monotonic() - start, len(manifest) - made - len(failed)
+        return FillReport(len(manifest), made, ready, len(failed), seconds, failures)
 
     def _ready(self, study: Study) -> bool:
         try:
@@ -146,18 +150,22 @@ class VolumeCache:
         except (ValueError, OSError):
             return False
 
-    def _try(self, study: Study) -> Exception | None:
-        """One study's failure is kept and does not stop the others."""
+    def _try(self, study: Study) -> Exception | bool:
+        """Whether the study was made here, not by another process; a failure is kept and does not stop the others."""
         try:
-            if not self.has(study):
-                self.get(study)
+            if self.has(study):
+                return False
+            self.get(study)
         except Exception as error:
             log.debug("study %r failed", study.study, exc_info=True)
             return _plain(error)
-        return None
+        return True
 
     def _path(self, study: Study, mask: Path | None = None) -> Path:
-        about = ["", *other_format(study)] if mask is None else [file_identity(mask), MASK_FORMAT]
+        if mask is None:
+            about = ["", *other_format(study)]
+        else:
+            about = [file_identity(mask), MASK_FORMAT, *_headed_format(study.image, mask)]
         key = json.dumps([FORMAT, self.grid.fingerprint, study.modality, file_identity(study.image), *about])
         name = hashlib.sha256(key.encode()).hexdigest()[:40]
         return self.folder / name[:2] / (name + SUFFIX)
@@ -300,8 +308,13 @@ def _moved(tensors: dict[str, Tensor], room: Room) -> dict[str, Tensor]:
 
 
 def other_format(study: Study) -> list[int]:
-    """What the key of anything made of the study's image holds besides when that is no CT."""
-    return [] if study.modality in (None, "CT") else [OTHER_FORMAT]
+    """What the key of anything made of the study's image holds besides when that is no CT, or has a text header."""
+    kind = [] if study.modality in (None, "CT") else [OTHER_FORMAT]
+    return kind + _headed_format(study.image)
+
+
+def _headed_format(*paths: Path) -> list[int]:
+    return [HEADED_FORMAT] if any(path.suffix.lower() in TEXT_HEADERS for path in paths) else []
 
 
 def _plain_tensor(tensor: Tensor) -> Tensor:

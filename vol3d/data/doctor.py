@@ -10,15 +10,17 @@ from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
-from vol3d.data.doctor_rows import check_codes, check_counts, check_paths, check_reports, check_sides
+from vol3d.data.doctor_rows import check_codes, check_counts, check_paths, check_priors, check_reports, check_sides
 from vol3d.data.doctor_studies import check_duplicates, check_grids, check_orientation_known
 from vol3d.data.doctor_volume import Note, Probe, probe
 from vol3d.data.identity import file_identity
-from vol3d.data.manifest import Manifest, Study, check_across, locate, read_rows
+from vol3d.data.manifest import Manifest, Study, check_across, locate, read_rows, unknown_fields
 from vol3d.data.parallel import map_in_order
 
 log = logging.getLogger(__name__)
 
+_LOOKS = 2
+"""Counted up when more is looked for in a study's files: what an earlier audit kept is then looked at again."""
 SEVERITIES = ("error", "warning", "info")
 CHECKS: tuple[Callable[[Manifest, dict[str, Probe]], Iterator[Note]], ...] = (
     check_grids,
@@ -26,6 +28,7 @@ CHECKS: tuple[Callable[[Manifest, dict[str, Probe]], Iterator[Note]], ...] = (
     check_duplicates,
     check_sides,
     check_reports,
+    check_priors,
     check_codes,
     check_paths,
     check_counts,
@@ -80,7 +83,7 @@ def doctor(
 def _read(source: str | Path | Manifest) -> tuple[Manifest, list[Note]]:
     """The good rows, and the bad ones as notes."""
     if isinstance(source, Manifest):
-        manifest, problems = source, check_across((0, study) for study in source)
+        manifest, problems, ignored = source, check_across((0, study) for study in source), []
     else:
         path = locate(Path(source))
         rows, problems, _ = read_rows(path)
@@ -88,12 +91,14 @@ def _read(source: str | Path | Manifest) -> tuple[Manifest, list[Note]]:
         for _, study in rows:
             first.setdefault(study.study, study)
         manifest = Manifest(first.values(), path)
+        ignored = unknown_fields(path)
     name = "" if manifest.path is None else manifest.path.name
     notes = [
         Note(bad.study, name, "manifest", "error",
              f"{f'row {bad.row}, ' if bad.row else ''}field {bad.field!r}: {bad.message}")
         for bad in problems
     ]  # fmt: skip
+    notes += [Note("", name, "manifest", "warning", message) for message in ignored]
     alone = Counter(study.patient == study.study for study in manifest)[True]
     if alone:
         message = f"{alone} of {len(manifest)} studies have no patient: leaks of a patient across splits cannot be seen"
@@ -138,4 +143,6 @@ def _key(study: Study) -> str:
         files = [file_identity(p) for p in (study.image, study.mask, study.finding_mask) if p is not None]
     except OSError as error:
         files = [str(error)]
-    return json.dumps([study.study, files, study.mask_labels, study.finding_labels, study.boxes, study.modality])
+    return json.dumps(
+        [_LOOKS, study.study, files, study.mask_labels, study.finding_labels, study.boxes, study.modality]
+    )

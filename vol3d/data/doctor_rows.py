@@ -42,7 +42,7 @@ _NAMED = re.compile(
 
 
 def check_reports(manifest: Manifest, probes: dict[str, Probe]) -> Iterator[Note]:
-    """Missing, copied and near-copied reports, and priors that are spoken of but not given."""
+    """Missing, copied and near-copied reports."""
     texts = {study.study: study.report for study in manifest}
     without = [study for study in manifest if not (texts[study.study] or "").strip()]
     message = f"has no report; {len(manifest) - len(without)} other studies have one"
@@ -51,12 +51,6 @@ def check_reports(manifest: Manifest, probes: dict[str, Probe]) -> Iterator[Note
             yield Note(study.study, "", "report", "warning", message)
     elif len(without) < len(manifest):
         yield Note("", "", "report", "info", f"{len(without)} of {len(manifest)} studies have no report")
-    for study in manifest:
-        text = texts[study.study] or ""
-        if study.prior is None and _PRIOR.search(text) and not _NO_PRIOR.search(text):
-            words = _PRIOR.search(text)
-            message = f"its report speaks of an earlier exam ({words[0]!r}) but the row has no prior" if words else ""
-            yield Note(study.study, "", "prior", "warning", message)
     for study in manifest:
         if (text := texts[study.study]) and (what := _unfilled(text)):
             yield Note(study.study, "", "report_template", "warning", what)
@@ -67,6 +61,24 @@ def check_reports(manifest: Manifest, probes: dict[str, Probe]) -> Iterator[Note
             )
             yield Note(study.study, "", "report_sections", "warning", message)
     yield from _check_copies([study for study in manifest if texts[study.study]])
+
+
+def check_priors(manifest: Manifest, probes: dict[str, Probe]) -> Iterator[Note]:
+    """Earlier exams that a report speaks of and the row does not give, and priors that are not there to be shown."""
+    for study in manifest:
+        if "prior_report" in study.meta:
+            continue
+        text = study.report or ""
+        if study.prior is None:
+            if (words := _PRIOR.search(text)) and not _NO_PRIOR.search(text):
+                message = f"its report speaks of an earlier exam ({words[0]!r}) but the row has no prior"
+                yield Note(study.study, "", "prior", "warning", message)
+        elif study.prior not in manifest:
+            message = f"its prior {study.prior!r} is not among the studies that can be read: it is not used"
+            yield Note(study.study, "", "prior", "warning", message)
+        elif not manifest[study.prior].report:
+            message = f"its prior {study.prior!r} has no report: the model is told that there is no earlier exam"
+            yield Note(study.study, "", "prior", "warning", message)
 
 
 def _unfilled(text: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vol3d.data.boxes import visible_share
 from vol3d.data.study import Study, in_manifest_words
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ LOOK = 16
 """Voxels an axis of the small picture by which near-duplicates are found."""
 EXPECTED_SIDE = {"liver": "right", "gallbladder": "right", "spleen": "left", "stomach": "left"}
 _SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])")
+_IN_VIEW = 0.5
+"""Share of a box that lies in a sound study's image."""
 _SLACK_MM = 15.0
 """How far over the midline a centre may lie before we speak of the wrong side."""
 
@@ -105,10 +108,8 @@ def probe(study: Study) -> Probe:
         if path is not None:
             for check, severity, message in _check_mask(path, names, which, volume, middle, found):
                 note(path, check, severity, message)
-    for box in study.boxes:
-        x = (box["min_mm"][0] + box["max_mm"][0]) / 2
-        if middle is not None and _on_wrong_side(box["label"], x, middle):
-            note(study.image, "side", "error", f"box {box['label']!r} lies {_beside(x, middle)} of the midline")
+    for check, severity, message in _check_boxes(study, volume, middle):
+        note(study.image, check, severity, message)
     return found
 
 
@@ -213,6 +214,32 @@ def _middle(seen: NDArray[np.float32], affine: NDArray[np.float64], step: list[i
     return affine[:3, :3] @ (np.median(inside, axis=0) * step) + affine[:3, 3]
 
 
+def _check_boxes(study: Study, volume: MetaTensor, middle: NDArray[np.float64] | None) -> Iterator[Remark]:
+    """Boxes that are not in the image, and boxes on the other side than their name says."""
+    from vol3d.volume.geometry import Geometry
+
+    own = Geometry.of(volume)
+    for box in study.boxes:
+        share = visible_share(box, own.affine, own.shape)
+        if share < _IN_VIEW:
+            low, high = own.extent
+            yield (
+                "box",
+                "warning" if share else "error",
+                f"box {box['label']!r} from {_ends(box['min_mm'])} to {_ends(box['max_mm'])} mm lies "
+                f"{100 * (1 - share):.0f} % outside the image, which spans {_ends(low)} to {_ends(high)} mm: "
+                "boxes are in RAS millimetres (of DICOM's and ITK's LPS, x and y change their sign)",
+            )
+            continue
+        x = (box["min_mm"][0] + box["max_mm"][0]) / 2
+        if middle is not None and _on_wrong_side(box["label"], x, middle):
+            yield "side", "error", f"box {box['label']!r} lies {_beside(x, middle)} of the midline"
+
+
+def _ends(point: Iterable[float | int]) -> str:
+    return "(" + ", ".join(f"{value:.0f}" for value in point) + ")"
+
+
 def _check_mask(
     path: Path,
     names: Mapping[str, int],
@@ -249,11 +276,24 @@ def _check_mask(
             "warning",
             f"{which} holds labels without a name: {nameless[:10]}; name them in {which.split('_')[0]}_labels",
         )
+    if mixed := _contradicted(mask.meta["labels"], names):
+        yield "mask_labels", "error", f"{which} itself says that {mixed}: correct {which.split('_')[0]}_labels"
     centres = {name: _centre(mask, label) for name, label in names.items() if sizes.get(label, 0) >= 20}
     if which == "finding_mask":
         found.present = [name for name, label in names.items() if sizes.get(label, 0)]
     if middle is not None:
         yield from _check_places(centres, middle, which, found)
+
+
+def _contradicted(own: Mapping[int, str], names: Mapping[str, int]) -> str:
+    """Where a mask that names its labels gives one of the row's names another number; empty: nowhere."""
+    numbers = {_letters(name): number for number, name in own.items()}
+    wrong = [(name, label, numbers[key]) for name, label in names.items() if (key := _letters(name)) in numbers]
+    return ", ".join(f"{name!r} is {own}, not {label}" for name, label, own in wrong if own != label)
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
 
 
 def _check_places(

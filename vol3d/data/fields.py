@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from functools import cache, partial
@@ -19,6 +20,11 @@ def _text(value: Any) -> str:
     if not value.strip():
         raise ValueError(f"is {value!r}, only white space: leave the field out when nothing is known")
     return value
+
+
+def _patient(value: Any) -> str:
+    """Without white space around it, which would make two patients of one, maybe in two splits."""
+    return _text(value).strip()
 
 
 def _one_of(choices: tuple[str, ...], value: Any) -> str:
@@ -96,7 +102,7 @@ def _list_of_objects(value: Any) -> list[dict[str, Any]]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_point(value: Any) -> bool:
@@ -111,7 +117,7 @@ def _brief(value: Any) -> str:
 CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "study": _text,
     "image": _text,
-    "patient": _text,
+    "patient": _patient,
     "split": partial(_one_of, SPLITS),
     "report": _text,
     "findings": _text,

@@ -10,8 +10,11 @@ from pathlib import Path
 
 _EDGE = 1 << 16
 """Bytes hashed at either end of a file."""
-_HEADERS = {".mhd", ".nhdr", ".hdr", ".img"}
-"""Formats that may keep the voxels in a second file."""
+TEXT_HEADERS = {".mhd", ".mha", ".nhdr", ".nrrd"}
+"""Text headers, which may name a second file that holds the voxels, whatever their suffix promises."""
+_PAIR = re.compile(r"\.(hdr|img)(\.gz)?$", re.IGNORECASE)
+_HALVES = (".hdr", ".img", ".hdr.gz", ".img.gz", ".HDR", ".IMG")
+"""Suffixes of NIfTI in two files that the reader takes for one another's other half."""
 _DATA_FILE = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)\s*(\S.*?)\s*$", re.MULTILINE | re.IGNORECASE)
 
 
@@ -45,13 +48,13 @@ def _parts(path: Path) -> list[Path]:
     """The files a volume is made of."""
     if path.is_dir():
         return sorted(Path(root, name) for root, _, names in os.walk(path) for name in names)
-    if path.suffix not in _HEADERS:
+    if pair := _PAIR.search(path.name):
+        halves = {path.name[: pair.start()] + half for half in _HALVES}
+        return sorted({path, *(part for name in halves if (part := path.parent / name).exists())})
+    if path.suffix.lower() not in TEXT_HEADERS:
         return [path]
-    if path.suffix in {".hdr", ".img"}:
-        return sorted(part for part in (path.with_suffix(".hdr"), path.with_suffix(".img")) if part.exists())
-    with path.open("rb") as file:
-        found = _DATA_FILE.search(file.read(_EDGE))
-    name = os.fsdecode(found[1]) if found else "LOCAL"
+    stat = path.stat()
+    name = _data_file(path, stat.st_size, stat.st_mtime_ns)
     if name.upper() == "LOCAL":
         return [path]
     data = path.parent / name
@@ -61,3 +64,13 @@ def _parts(path: Path) -> list[Path]:
         if data.is_file()
         else [path, *sorted(p for p in path.parent.iterdir() if p.is_file() and p != path)]
     )
+
+
+@lru_cache(maxsize=100_000)
+def _data_file(path: Path, size: int, time: int) -> str:
+    """Where a text header says that the voxels lie: "LOCAL" is behind it. Remembered as `_identity` is."""
+    with path.open("rb") as file:
+        start = file.read(_EDGE)
+    header = re.split(rb"\r?\n\r?\n", start, maxsplit=1)[0] if start.startswith(b"NRRD") else start
+    found = _DATA_FILE.search(header)
+    return os.fsdecode(found[1]) if found else "LOCAL"

@@ -64,7 +64,10 @@ def _own_row(row: Row, columns: Mapping[str, str], labels: Iterable[str]) -> Row
     if isinstance(ours, str):
         return ours
     labels = set(labels)
-    known = {name: _label(row[name]) for name in sorted(labels)}
+    try:
+        known = _labels({name: row[name] for name in sorted(labels)})
+    except ValueError as error:
+        return str(error)
     rest = {name: value for name, value in row.items() if name not in {*columns.values(), *labels}}
     for field, more in (("labels_known", known), ("meta", _given(rest))):
         told = ours.get(field, {})
@@ -100,7 +103,7 @@ def from_merlin(folder: str | Path) -> Manifest:
                 "split": _SPLITS.get((row.get("Split") or "").lower()),
                 "findings": findings,
                 "impression": impression,
-                "labels_known": {name: _label(value) for name, value in labels.get(study, {}).items()},
+                "labels_known": _labels(labels.get(study, {}), f"study {study!r}, "),
                 "meta": extra,
             }
         )
@@ -143,7 +146,7 @@ def from_ct_rate(folder: str | Path, *, original: bool = False) -> Manifest:
                     "split": split,
                     "findings": report.get("Findings_EN"),
                     "impression": report.get("Impressions_EN"),
-                    "labels_known": {key: _label(value) for key, value in labels.get(path.name, {}).items()},
+                    "labels_known": _labels(labels.get(path.name, {}), f"{path.name}, "),
                     "meta": _given(about),
                 }
             )
@@ -302,6 +305,8 @@ def _nnunet_labels(labels: Mapping[str, Any], name: str) -> dict[str, int]:
     if regions:
         raise ValueError(f"{name}: {regions[0]!r} is a region of several labels: vol3d needs one number a name")
     pairs = [(key, value) if not str(key).isdigit() else (value, key) for key, value in labels.items()]
+    if any(label == "ignore" for label, _ in pairs):
+        log.warning("%s: voxels of its label 'ignore' count as background: leave out cases that have many", name)
     return {str(label): int(number) for label, number in pairs if int(number) > 0 and label != "ignore"}
 
 
@@ -326,16 +331,25 @@ def _refuse(name: str, problems: list[Problem]) -> None:
         raise ValueError(f"{name}: " + "\n".join(map(str, problems[:20])) + more)
 
 
-def _label(value: Any) -> int | None:
-    """1 and 0 as they are; −1 and nothing are unknown."""
+def _labels(cells: Mapping[str, Any], where: str = "") -> dict[str, int | None]:
+    """1 and 0 as they are; −1 and nothing are unknown.
+
+    Args:
+        where: the row, for the error, where nobody else names it.
+    """
+    return {name: _label(value, f"{where}column {name!r}") for name, value in cells.items()}
+
+
+def _label(value: Any, where: str) -> int | None:
     text = "" if value is None else str(value).strip().lower()
-    if text in ("", "nan", "none"):
-        return None
-    number = float(text)
+    try:
+        number = float(text or "nan") if text != "none" else math.nan
+    except ValueError:
+        number = math.inf
     if math.isnan(number) or number == -1:
         return None
     if number not in (0, 1):
-        raise ValueError(f"label {value!r}: 1 is present, 0 absent, -1 or nothing unknown")
+        raise ValueError(f"{where}: label {value!r}: 1 is present, 0 absent, -1 or nothing unknown")
     return int(number)
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, overload
@@ -215,26 +217,26 @@ def check_rows(
     forget_folders()
     studies: list[tuple[int, Study]] = []
     problems: list[Problem] = []
-    columns: dict[str, int] = {}
+    columns: Counter[str] = Counter()
     count = 0
     for number, row in rows:
         count += 1
         if isinstance(row, str):
             problems.append(Problem(number, "?", "row", row))
             continue
-        for column in row.keys() - CHECKS.keys():
-            columns[column] = columns.get(column, 0) + 1
+        columns.update(row.keys() - CHECKS.keys())
         study, wrong = check_row(row, str(folder), allow_outside=allow_outside)
         problems += [Problem(number, str(row.get("study", "?")), field, message) for field, message in wrong]
         if study is not None:
             studies.append((number, study))
-    _warn_of_columns(name, columns)
+    for message in _ignored(columns):
+        log.warning("%s: %s", name, message)
     _warn_of_rows(name, studies)
     return studies, problems, count
 
 
 def check_across(studies: Iterable[tuple[int, Study]]) -> list[Problem]:
-    """Names given twice, patients in two splits, priors of another patient."""
+    """Names given twice, patients in two splits, priors of another patient, priors in a circle."""
     studies = list(studies)
     problems = []
     first: dict[str, tuple[int, Study]] = {}
@@ -258,7 +260,20 @@ def check_across(studies: Iterable[tuple[int, Study]]) -> list[Problem]:
             other = first[study.prior][1]
             message = f"{study.prior!r} is of patient {other.patient!r}, this study of {study.patient!r}: one patient"
             problems.append(Problem(number, study.study, "prior", message))
+        if _leads_back(study, first):
+            message = f"{study.prior!r} has this study among its own priors: one of them is not the earlier exam"
+            problems.append(Problem(number, study.study, "prior", message))
     return problems
+
+
+def _leads_back(study: Study, studies: Mapping[str, tuple[int, Study]]) -> bool:
+    """Whether a study is, over its priors, its own: it would be shown a report written later, maybe its own."""
+    seen: set[str] = set()
+    name = study.prior
+    while name in studies and name not in seen:
+        seen.add(name)
+        name = studies[name][1].prior
+    return study.study in seen
 
 
 def _warn_of_rows(name: str, studies: list[tuple[int, Study]]) -> None:
@@ -278,11 +293,19 @@ def _warn_of_rows(name: str, studies: list[tuple[int, Study]]) -> None:
         )  # fmt: skip
 
 
-def _warn_of_columns(name: str, columns: Mapping[str, int]) -> None:
+def unknown_fields(path: Path) -> list[str]:
+    """Of each field that no manifest has, one sentence with the remedy."""
+    rows = (row for _, row in READERS[path.suffix](path) if isinstance(row, dict))
+    return _ignored(Counter(chain.from_iterable(row.keys() - CHECKS.keys() for row in rows)))
+
+
+def _ignored(columns: Mapping[str, int]) -> list[str]:
+    messages = []
     for column, count in columns.items():
         close = difflib.get_close_matches(column.lower(), CHECKS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "put what you want to keep under 'meta'"
-        log.warning("%s: field %r (%d rows) is not one of a manifest and is ignored; %s", name, column, count, hint)
+        messages.append(f"field {column!r} ({count} rows) is not one of a manifest and is ignored; {hint}")
+    return messages
 
 
 def locate(path: Path) -> Path:

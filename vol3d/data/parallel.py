@@ -60,7 +60,13 @@ def map_in_order(function: Callable[[Item], Result], items: Sequence[Item], work
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of at most `size` items, as they come."""
+    """Lists of at most `size` items, as they come.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+    if size < 1:
+        raise ValueError(f"a batch of {size}: ask for 1 or more")
     left = iter(items)
     while held := list(islice(left, size)):
         yield held

@@ -109,10 +109,10 @@ class Study:
     @property
     def modality(self) -> str | None:
         """What the image is read as: `meta.modality` where that is another than CT; "CT" where `meta.hu` vouches that
-        its values are HU; otherwise None, so that they are checked. A table's "CT" or "CT abdomen" only describes.
+        its values are HU; otherwise None, so that they are checked. A table's "CT" or "Chest CT" only describes.
         """
         said = self.meta.get("modality")
-        if isinstance(said, str) and said.strip() and not _CT.match(said):
+        if isinstance(said, str) and said.strip() and not _CT.search(said):
             return said
         return "CT" if str(self.meta.get("hu")).lower() in ("true", "1") else None
 
@@ -132,15 +132,7 @@ class Study:
         return row
 
 
-def texts_of(studies: Iterable[Study]) -> list[str]:
-    """What a tokenizer of its own can learn from: the studies' reports; where none has one, their questions and
-    answers."""
-    studies = list(studies)
-    reports = [text for study in studies if (text := study.report)]
-    return reports or [f"{asked['question']} {asked['answer']}" for study in studies for asked in study.questions]
-
-
-_CT = re.compile(r"\s*(ct|cta|computed tomography)\b", re.IGNORECASE)
+_CT = re.compile(r"(?<![a-z])(?:(?:nc|ce|hr|ld)?ct(?:a|pa)?|computed tomography)(?![a-z])", re.IGNORECASE)
 _ONCE = "store it once, vol3d.write(vol3d.read(folder, {}), 'ct.nii.gz'), and give that file as image"
 _REMEDIES = {
     "modality=": "meta.modality",
@@ -155,3 +147,11 @@ def in_manifest_words(message: str) -> str:
     """A reader's message whose remedies can be followed by whoever has a manifest."""
     said = "; ".join(words for argument, words in _REMEDIES.items() if argument in message)
     return f"{message} (in a manifest: {said})" if said else message
+
+
+def texts_of(studies: Iterable[Study]) -> list[str]:
+    """What a tokenizer of its own can learn from: the studies' reports; where none has one, their questions and
+    answers."""
+    studies = list(studies)
+    reports = [text for study in studies if (text := study.report)]
+    return reports or [f"{asked['question']} {asked['answer']}" for study in studies for asked in study.questions]

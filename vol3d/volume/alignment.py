@@ -36,11 +36,25 @@ def resample(mask: MetaTensor, *, like: MetaTensor) -> MetaTensor:
     check_overlap(own, target)
     if own.is_close(target):
         return meta_tensor(mask.as_tensor().clone(), target, mask.meta)
-    values = mask.as_tensor().numpy()
-    # −1024 is air in HU only.
-    outside = AIR if mask.meta.get("modality") in (None, "CT") else float(values.min())
-    out = torch.stack([carry(channel, own, target, outside=outside) for channel in values])
+    values = mask.as_tensor()
+    beyond = outside(values, mask.meta.get("modality"))
+    out = torch.stack([carry(channel, own, target, outside=beyond) for channel in values.numpy()])
     return meta_tensor(out, target, mask.meta)
+
+
+def padding(modality: str | None, pad: int = AIR) -> int | None:
+    """What lies outside a volume of this modality; None for its lowest value, since −1024 is air in HU only.
+
+    Args:
+        pad: another value than air is taken as it is, whatever the modality.
+    """
+    return pad if modality in (None, "CT") or pad != AIR else None
+
+
+def outside(values: Tensor, modality: str | None, pad: int = AIR) -> float | int:
+    """The same where the lowest value is known: `values` are the volume's."""
+    known = padding(modality, pad)
+    return values.min().item() if known is None else known
 
 
 def check_same_grid(mask: MetaTensor, image: MetaTensor) -> None:
@@ -89,12 +103,8 @@ def _parallel(matrix: NDArray[np.float64], source: Triple, target: Triple) -> tu
 
 def check_overlap(own: Geometry, other: Geometry) -> None:
     """Refuses two grids without a voxel in common: one of them is in the wrong place."""
-    boxes = []
-    for grid in (own, other):
-        corners = np.stack(np.meshgrid(*[(-0.5, size - 0.5) for size in grid.shape], indexing="ij"), -1)
-        places = grid.to_mm(corners.reshape(-1, 3))
-        boxes.append((places.min(0), places.max(0)))
-    if (np.maximum(boxes[0][0], boxes[1][0]) >= np.minimum(boxes[0][1], boxes[1][1])).any():
+    (low, high), (other_low, other_high) = own.extent, other.extent
+    if (np.maximum(low, other_low) >= np.minimum(high, other_high)).any():
         raise ValueError(f"mask is {own}; image is {other}: they do not overlap; check that they belong together")
 
 

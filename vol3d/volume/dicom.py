@@ -134,7 +134,10 @@ def burnt_in(path: Path) -> bool:
 def _choose(found: list[Series], series: str | int | None, path: Path, skipped: Counter[str]) -> Series:
     if not found:
         what = ", ".join(f"{count} × {kind}" for kind, count in skipped.most_common()) or "no file at all"
-        raise ValueError(f"{path}: no CT, MR or PET image in it ({what}); give the folder of one image series")
+        remedy = "give the folder of one image series"
+        if any(word in what for word in ("Segmentation", "Structure Set")):
+            remedy += ", or, as a mask, these contours saved as a label map (NIfTI or .seg.nrrd, by 3D Slicer)"
+        raise ValueError(f"{path}: no CT, MR or PET image in it ({what}); {remedy}")
     listed = "; ".join(map(str, found))
     if series is None:
         if len(found) > 1:

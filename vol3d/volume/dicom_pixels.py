@@ -48,7 +48,8 @@ def expand_frames(header: Dataset, name: str) -> list[tuple[int, Dataset]]:
     frames = []
     for index, group in enumerate(groups):
         frame = Dataset()
-        for tag in ("Rows", "Columns", "SamplesPerPixel", "PixelPaddingValue", "PixelPaddingRangeLimit"):
+        for tag in ("Rows", "Columns", "SamplesPerPixel", "PixelRepresentation", "PixelPaddingValue",
+                    "PixelPaddingRangeLimit"):  # fmt: skip
             if tag in header:
                 setattr(frame, tag, header.get(tag))
         for sequence, tags in _FRAME_TAGS:

@@ -17,6 +17,8 @@ from vol3d.volume.geometry import LPS_TO_RAS
 from vol3d.volume.loaded import AIR, Loaded
 from vol3d.volume.straighten import straighten
 
+_TISSUE = (-500, 3000)
+"""HU between gas and metal."""
 _EVEN = 0.05
 """Share of a step that a slice may lie off the even grid; up to 0.2 while that is under 0.11 mm, because scanners
 round positions to 0.1 mm. A missing slice is at least half a step."""
@@ -117,7 +119,7 @@ def stack(
             f"{path}: {len(slices)} slices of {first.size[0]}×{first.size[1]}: more than {MAX_VOXELS:.3g} voxels"
         )
     _check_duplicates(slices, heights, path)
-    notes: list[str] = []
+    notes = _padding_in_tissue(slices) if modality == "CT" else []
     even = _check_even(slices, heights, path, irregular)
     array = _fill(slices, pixels, ct=modality == "CT")
     affine = _affine(slices, normal)
@@ -149,8 +151,19 @@ def _padding(frame: Dataset) -> tuple[float, float] | None:
     if value is None or value == "":
         return None
     limit = frame.get("PixelPaddingRangeLimit")
-    ends = sorted([float(value), float(value if limit in (None, "") else limit)])
-    return ends[0], ends[1]
+    ends = [float(value), float(value if limit in (None, "") else limit)]
+    if frame.get("PixelRepresentation") == 1:  # scanners write the padding of signed pixels unsigned: 63536 for −2000
+        ends = [end - 2**16 if end >= 2**15 else end for end in ends]
+    return min(ends), max(ends)
+
+
+def _padding_in_tissue(slices: list[Slice]) -> list[str]:
+    """A note where the padding is a value that tissue has too: then voxels inside the body became air."""
+    ends = [end * one.slope + one.intercept for one in slices for end in one.padding or ()]
+    inside = [hu for hu in ends if _TISSUE[0] < hu < _TISSUE[1]]
+    if not inside:
+        return []
+    return [f"PixelPaddingValue is {inside[0]:.0f} HU, which tissue has too: all voxels of that value became air"]
 
 
 def _check_unit(slices: list[Slice]) -> None:

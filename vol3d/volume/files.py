@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vol3d.types import Triple
+from vol3d.types import Affine, Triple
 from vol3d.volume.atomic import PART as PART
 from vol3d.volume.atomic import atomic as atomic
 
@@ -73,6 +73,21 @@ def check_size(shape: tuple[int, ...], dtype: np.dtype, path: Path, *, stored: i
             f"{' compressed' if packed else ''}: it is truncated or its header is wrong; copy or export it again"
         )
     return needed
+
+
+def check_spacing(affine: Affine, unit: str, path: Path) -> NDArray[np.float64]:
+    """Voxel edges in mm, after refusing an affine that is no scanner's: in another unit, or not finite.
+
+    Args:
+        unit: what the format calls the field that says it, for the remedy.
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or spacing.min() < 0.01 or spacing.max() > 100:
+        edges = "×".join(f"{edge:.4g}" for edge in spacing)
+        raise ValueError(
+            f"{path}: voxel size {edges} mm: outside 0.01 to 100 mm; set the right one, or {unit}, in its header"
+        )
+    return spacing
 
 
 def read_voxels(stream: Stream, shape: tuple[int, ...], dtype: np.dtype, path: Path) -> NDArray[Any]:

@@ -117,6 +117,13 @@ class Geometry:
         corners = self.to_mm(np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), -1).reshape(-1, 3))
         return tuple(map(float, corners.min(0))), tuple(map(float, corners.max(0)))
 
+    @property
+    def extent(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The RAS box around all voxels, outer faces: (min_mm, max_mm)."""
+        corners = np.stack(np.meshgrid(*[(-0.5, size - 0.5) for size in self.shape], indexing="ij"), -1)
+        places = self.to_mm(corners.reshape(-1, 3))
+        return places.min(0), places.max(0)
+
     def is_close(self, other: Geometry, *, tolerance: float = 0.05) -> bool:
         """Same shape, and no corner further off than `tolerance` of the smallest voxel edge."""
         if self.shape != other.shape:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vol3d.types import Spacing, Triple
-from vol3d.volume.alignment import carry, check_overlap, check_same_grid, meta_tensor, resample
+from vol3d.volume.alignment import carry, check_overlap, check_same_grid, meta_tensor, outside, padding, resample
 from vol3d.volume.atomic import atomic
 from vol3d.volume.card import check_pair, check_three, check_windows
 from vol3d.volume.files import brief
@@ -234,12 +234,11 @@ class Grid:
 
     def padding(self, modality: str | None) -> int | None:
         """What lies outside a volume of this modality; None for its lowest value, since −1024 is air in HU only."""
-        return self.pad if modality in (None, "CT") or self.pad != AIR else None
+        return padding(modality, self.pad)
 
     def outside(self, hu: Tensor, modality: str | None) -> int:
         """The same for a volume that lies on the grid already, whose lowest value is known."""
-        pad = self.padding(modality)
-        return int(hu.min()) if pad is None else pad
+        return int(outside(hu, modality, self.pad))
 
     @property
     def _kind(self) -> Kind:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vol3d.types import Affine
-from vol3d.volume.files import Stream, check_size, open_gzip, read_voxels
+from vol3d.volume.files import Stream, check_size, check_spacing, open_gzip, read_voxels
 from vol3d.volume.geometry import LPS_TO_RAS
 from vol3d.volume.loaded import Loaded
 from vol3d.volume.segments import paint, segment_names
@@ -27,6 +27,7 @@ _NRRD_TYPES = {
     "unsigned int": "u4", "int64": "i8", "long long": "i8", "longlong": "i8", "uint64": "u8",
     "unsigned long long": "u8", "float": "f4", "double": "f8",
 }  # fmt: skip
+_UNITS = {"": 1.0, "mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "µm": 0.001}
 _META_TYPES = {
     "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
     "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8",
@@ -40,7 +41,7 @@ def load_nrrd(path: Path, segments: Sequence[str] | None = None) -> Loaded:
         segments: of a 3D Slicer segmentation, the names to take, the last on top.
 
     Raises:
-        ValueError: not NRRD, truncated, without a space, or not one grey volume.
+        ValueError: not NRRD, truncated, without a space, in units that are unknown, or not one grey volume.
     """
     with path.open("rb") as stream:
         fields, keys = _nrrd_header(stream, path)
@@ -69,7 +70,7 @@ def load_metaimage(path: Path) -> Loaded:
     """A MetaImage file in its own voxel order.
 
     Raises:
-        ValueError: not MetaImage, truncated, or not one grey volume.
+        ValueError: not MetaImage, truncated, voxels written as text, or not one grey volume.
     """
     with path.open("rb") as stream:
         fields = _meta_header(stream, path)
@@ -79,6 +80,8 @@ def load_metaimage(path: Path) -> Loaded:
                 f"{path}: {'×'.join(map(str, sizes))} with {fields.get('elementnumberofchannels', '1')} values a "
                 "voxel: not one grey volume"
             )
+        if not fields.get("binarydata", "true").lower().startswith(("t", "1")):
+            raise ValueError(f"{path}: its voxels are written as text (BinaryData = False); save it as binary")
         big = fields.get("binarydatabyteordermsb", fields.get("elementbyteordermsb", "false")).lower() == "true"
         dtype = _dtype(_META_TYPES, fields, "elementtype", path).newbyteorder("<>"[big])
         packed = fields.get("compresseddata", "false").lower() == "true"
@@ -159,7 +162,20 @@ def _nrrd_affine(fields: dict[str, str], sizes: list[int], path: Path) -> tuple[
     affine = np.eye(4)
     affine[:3, :3] = np.array([_vector(vector) for vector in vectors if vector != "none"]).T
     affine[:3, 3] = _vector(fields.get("space origin", "(0,0,0)"))
+    affine[:3] *= _millimetres(fields.get("space units", ""), path)
+    check_spacing(affine, "its space units", path)
     return sides[space] @ affine, layers[0] if layers else None
+
+
+def _millimetres(units: str, path: Path) -> float:
+    """Millimetres in what "space units" says, one for all three axes: mm where it says nothing."""
+    named = set(re.findall(r'"([^"]*)"', units)) or {"mm"}
+    sizes = {_UNITS.get(name.strip().lower()) for name in named}
+    if len(sizes) > 1 or None in sizes:
+        raise ValueError(
+            f"{path}: space units {units}: vol3d knows {', '.join(_UNITS)}; set the right one for all axes"
+        )
+    return sizes.pop()
 
 
 def _vector(text: str) -> list[float]:
@@ -218,6 +234,7 @@ def _meta_affine(fields: dict[str, str], path: Path) -> Affine:
     affine[:3, :3] *= np.array([float(v) for v in spacing.split()])
     origin = fields.get("offset", fields.get("position", fields.get("origin", "0 0 0")))
     affine[:3, 3] = [float(v) for v in origin.split()]
+    check_spacing(affine, "ElementSpacing in mm", path)
     return LPS_TO_RAS @ affine
 
 

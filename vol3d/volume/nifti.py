@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vol3d.types import Affine, Triple
-from vol3d.volume.files import Stream, Unread, brief, check_size, open_gzip, read_voxels
+from vol3d.volume.files import Stream, Unread, brief, check_size, check_spacing, open_gzip, read_voxels
 from vol3d.volume.geometry import Geometry
 from vol3d.volume.loaded import Loaded, Voxels
 
@@ -121,7 +122,8 @@ def _layout(header: Any, path: Path) -> tuple[Triple, np.dtype]:
             f"{path}: {'×'.join(map(str, sizes))}: a series of {np.prod(sizes[3:])} volumes; save one of them"
         )
     if len(sizes) < 3:
-        raise ValueError(f"{path}: {'×'.join(map(str, sizes))}: a single slice, not a volume")
+        size = "×".join(map(str, sizes))
+        raise ValueError(f"{path}: {size}: a single slice, not a volume; give the whole series")
     return tuple(sizes[:3]), dtype
 
 
@@ -159,18 +161,17 @@ def _affine(header: Any, path: Path, shape: Triple, notes: list[str]) -> Affine:
             "the sform (nibabel: image.set_sform(affine, code=1))"
         )
     if sform is not None and qform is not None:
-        _check_agreement(sform, qform, path, notes)
+        _check_agreement(sform, qform, path)
     affine = np.array(sform if sform is not None else qform, dtype=np.float64)
     unit = int(header["xyzt_units"]) & 7
+    if sform is not None and qform is not None and not np.allclose(sform, qform, atol=1e-2):
+        corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in shape))])
+        apart = np.linalg.norm(corners @ (sform - qform).T, axis=1).max() * _TO_MM.get(unit, 1.0)
+        notes.append(f"sform and qform lie up to {apart:.3g} mm apart; sform taken, other programs may take the qform")
     if _TO_MM.get(unit, 1.0) != 1.0:
         affine[:3] *= _TO_MM[unit]
         notes.append(f"header in {_UNITS[unit]}, converted to mm")
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or spacing.min() < 0.01 or spacing.max() > 100:
-        raise ValueError(
-            f"{path}: voxel size {_sizes(spacing)} mm: outside 0.01 to 100 mm; set the right one, or its unit "
-            "(xyzt_units), in its header"
-        )
+    spacing = check_spacing(affine, "its unit (xyzt_units)", path)
     if sform is not None and not np.allclose(steps * _TO_MM.get(unit, 1.0), spacing, rtol=0.01):
         notes.append(f"pixdim is {_sizes(steps)}, voxel size {_sizes(spacing)} mm taken from the sform")
     return affine
@@ -185,7 +186,7 @@ def _qform(header: Any, path: Path) -> NDArray[np.float64]:
         ) from error
 
 
-def _check_agreement(sform: NDArray[np.float64], qform: NDArray[np.float64], path: Path, notes: list[str]) -> None:
+def _check_agreement(sform: NDArray[np.float64], qform: NDArray[np.float64], path: Path) -> None:
     """Refuses a file whose two affines differ in orientation or spacing; a shift or a shear is only noted."""
     for name, matrix in (("sform", sform), ("qform", qform)):
         if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < 1e-12:
@@ -198,8 +199,6 @@ def _check_agreement(sform: NDArray[np.float64], qform: NDArray[np.float64], pat
             f"{path}: sform says {one.axcodes} at {_sizes(one.spacing)} mm, qform says {two.axcodes} at "
             f"{_sizes(two.spacing)} mm: find out which is right and set both to it"
         )
-    if not np.allclose(sform, qform, atol=1e-2):
-        notes.append("sform and qform differ slightly; sform taken")
 
 
 def _sizes(values: Any) -> str:

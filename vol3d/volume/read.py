@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from monai.data import MetaTensor
 
 _MAX_SHEAR_DEGREES = 0.1
+_ROUNDING = 1e-3
+"""How far a label may lie off its whole number: 255 voxels of a slope of 1/255 are not quite 1."""
 _READABLE = "NIfTI (.nii, .nii.gz, .hdr + .img), NRRD, MHA/MHD, a DICOM folder or a zip of one"
 
 
@@ -49,7 +51,7 @@ def read(
 
     Raises:
         FileNotFoundError: nothing at `path`.
-        ValueError: not an image, truncated, several series, missing slices, not HU, …; names file and remedy.
+        ValueError: not an image, truncated, one slice, several series, missing slices, not HU; names file and remedy.
 
     Example:
         >>> volume = vol3d.read("ct.nii.gz")  # doctest: +SKIP
@@ -84,8 +86,9 @@ def read_mask(path: str | os.PathLike[str], *, segments: Sequence[str] | None = 
             loaded = straighten(loaded, labels=True)
     values = np.array(loaded.canonical(), order="K")
     if (loaded.slope, loaded.intercept) != (1.0, 0.0) or values.dtype.kind == "f":
-        values = values * loaded.slope + loaded.intercept
-        fractional = int((values != np.round(values)).sum())
+        exact = values * loaded.slope + loaded.intercept
+        values = np.rint(exact)
+        fractional = int((np.abs(exact - values) > _ROUNDING).sum())
         if fractional:
             raise ValueError(
                 f"{loaded.path}: {fractional} of {values.size} voxels are not whole numbers: a probability map, not "
@@ -115,11 +118,20 @@ def load(
     found = existing(path)
     with naming(found):
         loaded = _load(found, series, irregular, unread=unread)
+        _check_slices(loaded)
         _settle_modality(loaded, modality.upper() if modality else None)
         if not loaded.unread:
             check_finite(loaded)
             loaded.check(loaded, thinned(loaded.array))
         return straighten(loaded) if loaded.geometry.shear_degrees > _MAX_SHEAR_DEGREES else loaded
+
+
+def _check_slices(loaded: Loaded) -> None:
+    """Refuses an image of one slice, from whatever file; a mask may be one, since it is laid onto its image's grid."""
+    shape = loaded.geometry.shape
+    if min(shape) < 2:
+        size = "×".join(map(str, shape))
+        raise ValueError(f"{loaded.path}: {size}: a single slice, not a volume; give the whole series")
 
 
 def _settle_modality(loaded: Loaded, wanted: str | None) -> None:
