@@ -96,14 +96,20 @@ class RecipeCLI(LightningCLI):
             )
 
     def check_weights(self) -> None:
-        """Judging and predicting take the base that is named, or the run's last checkpoint, and not weights that nobody
+        """Refuses a checkpoint that is not there before the run's recipe.yaml is written over.
+
+        Judging and predicting take the base that is named, or the run's last checkpoint, and not weights that nobody
         trained, as Lightning would without a word; only a trial run may (`fast_dev_run`).
         """
-        if self.subcommand in (None, "fit"):
+        if self.subcommand is None:
             return
         keys = ("ckpt_path", "model.base", "trainer.fast_dev_run")
         given, base, trial = (self._get(self.config, key) for key in keys)
         last = Path(self._get(self.config, "run")) / "checkpoints" / "last.ckpt"
+        if given is not None and _is_path(str(given)) and not Path(given).exists():
+            raise ValueError(f"--ckpt_path {given}: no such file; give one of RUN/checkpoints, or last for {last}")
+        if self.subcommand == "fit":
+            return
         if given == "last" and not last.exists():
             raise ValueError(f"--ckpt_path last: there is no {last}; give the checkpoint's path, or the run's --run")
         if given is None and base is not None:
@@ -153,6 +159,13 @@ class RecipeCLI(LightningCLI):
             every_n_train_steps=max(1, steps // 20) if steps and steps > 0 else None,
             enable_version_counter=False,  # last.ckpt is the last one, also of a run resumed from another
         )
+
+
+def _is_path(checkpoint: str) -> bool:
+    """Whether it is a path of this machine: not one of Lightning's own words, nor in its registry or at a URL."""
+    return (
+        checkpoint not in ("last", "best", "hpc") and not checkpoint.startswith("registry") and "://" not in checkpoint
+    )
 
 
 def cpu_has_bfloat16() -> bool:
