@@ -22,7 +22,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ValueError: absent, not a checkpoint, or a pickle that wants to run code.
     """
     if not path.exists():
-        raise ValueError(f"{path} is not there")
+        raise ValueError(
+            f"{path} is not there: give the checkpoint's file, a folder of its shards, or its name on the Hub"
+        )
     state: dict[str, Tensor] = {}
     for file in _files(path):
         state.update(_read(file))

@@ -142,7 +142,8 @@ class VQA(Task):
             choice's tokens.
 
         Raises:
-            ValueError: volumes, questions and choices that do not pair, or fewer than two choices.
+            ValueError: volumes, questions and choices that do not pair, a question without words, or fewer than two
+                choices.
         """
         if len(choices) != len(questions) or len(features) not in (1, len(questions)):
             raise ValueError(
@@ -150,8 +151,11 @@ class VQA(Task):
                 "or one a question, and one list of choices (or None) a question"
             )
         for question, given in zip(questions, choices, strict=True):
-            if given is not None and len(set(given)) < max(2, len(given)):
-                raise ValueError(f"question {question!r} has the choices {list(given)}: give two or more, each once")
+            if not question.strip():
+                raise ValueError(f"the question is {question!r}: ask in words")
+            if given is not None and (isinstance(given, str) or len(set(given)) < max(2, len(given))):
+                said = repr(given) if isinstance(given, str) else list(given)  # a text would be a list of its letters
+                raise ValueError(f"question {question!r} has the choices {said}: give two or more, each once")
         each = visual_rows(model, features, range(len(questions)) if len(features) > 1 else [0] * len(questions))
         prompts = [self.prompt(model, *asked, history) for asked in zip(questions, choices, strict=True)]
         found: list[dict[str, Any]] = [{"question": question} for question in questions]

@@ -217,6 +217,47 @@ def test_a_recipe_whose_manifest_is_missing(refused: Callable[..., str]) -> None
     assert re.search(r"no manifest at .*nothing\.jsonl: give a \.jsonl", said)
 
 
+def test_a_checkpoint_that_is_missing_is_refused_before_the_runs_recipe_is_written_over(
+    refused: Callable[..., str], phantoms: Path, there: Path
+) -> None:
+    (there / "run").mkdir()
+    (there / "run/recipe.yaml").write_text("the former run's")
+    said = refused(
+        *("fit", "--config", "quickstart.yaml", "--data.manifest", phantoms, "--data.batch_size=1", "--run=run"),
+        "--ckpt_path=run/checkpoints/lost.ckpt",
+    )
+    assert re.search(
+        r"--ckpt_path run/checkpoints/lost\.ckpt: no such file; .*last for run/checkpoints/last\.ckpt", said
+    )
+    assert (there / "run/recipe.yaml").read_text() == "the former run's"
+
+
+def test_numbers_that_are_too_small(refused: Callable[..., str], model: Path) -> None:
+    for argv in (
+        ["codes", model, "ct.nii.gz", "-k", "0"],
+        ["search", "index", "words", "-k", "0"],
+        ["embed", model, "m.jsonl", "-o", "index", "--batch-size", "0"],
+        ["evaluate", model, "m.jsonl", "--out", "scores", "--replicates", "0"],
+    ):
+        assert re.search(rf"argument {argv[-2]}: is 0: give at least 1 \(see `vol3d {argv[0]}", refused(*argv))
+    for argv in (
+        ["codes", model, "ct.nii.gz", "-k", "-1"],
+        ["evaluate", model, "m.jsonl", "--out", "scores", "--seed", "-1"],
+        ["prepare", "m.jsonl", "--grid=m3d", "--cache=c", "--workers", "-1"],
+    ):
+        assert re.search(rf"argument {argv[-2]}: is -1: give at least", refused(*argv))
+
+
+def test_paths_that_the_system_refuses_come_with_a_remedy(
+    refused: Callable[..., str], phantoms: Path, there: Path
+) -> None:
+    (there / "file").write_text("x")
+    said = refused("prepare", phantoms, "--grid", "missing.json", "--cache", "c")
+    assert said == "vol3d: missing.json: No such file or directory; give one that is there\n"
+    for argv in (["phantom", "file", "--studies", "1"], ["prepare", phantoms, "--grid=m3d", "--cache=file"]):
+        assert re.search(r"file\S*: .*; a file lies where a folder is needed: give another", refused(*argv))
+
+
 def test_wrong_arguments(refused: Callable[..., str]) -> None:
     assert re.search(r"invalid choice: 'reprot' \(choose from .*\(see `vol3d --help`\)", refused("reprot"))
     assert re.search(r"required: IMAGE \(see `vol3d report --help`\)", refused("report", "model"))

@@ -176,6 +176,13 @@ def test_state_without_lightning(manifest: Path) -> None:
     assert first + names(third) == whole
 
 
+@pytest.mark.parametrize(("name", "number", "least"), [("batch_size", 0, 1), ("num_workers", -1, 0), ("limit", -1, 1)])
+def test_numbers_that_are_too_small(manifest: Path, name: str, number: int, least: int) -> None:
+    """A limit of −1 would leave out the last study."""
+    with pytest.raises(ValueError, match=f"{name} is {number}: give at least {least}"):
+        VolumeData(manifest, GRID, **{name: number})
+
+
 def test_splits_and_limit(manifest: Path) -> None:
     data = VolumeData(manifest, GRID, batch_size=3, limit=7)
     data.setup("fit")

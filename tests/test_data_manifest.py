@@ -208,6 +208,10 @@ def test_all_bad_rows_are_counted_and_five_shown(folder: Path) -> None:
         ({"study": "x", "image": "ct\\a.nii.gz"}, r"it is there with / in place of \\\): paths"),
         ({"study": "x"}, "field 'image': is missing"),
         ({"image": "ct/a.nii.gz"}, "field 'study': is missing"),
+        (
+            {"study": "x", "image": "ct/a.nii.gz", "questions": [{"question": " ", "answer": "yes"}]},
+            "field 'questions': question 0 is .*write {question: text",
+        ),
     ],
 )
 def test_rows_that_are_no_studies(folder: Path, row: Any, message: str) -> None:

@@ -301,7 +301,7 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     torch.save([torch.ones(1)], tmp_path / "tensors.pt")
     with pytest.raises(ValueError, match=r"tensors.pt holds a list, not tensors by name"):
         convert.convert("merlin", tmp_path / "tensors.pt", tmp_path / "out")
-    with pytest.raises(ValueError, match=r"absent.pt is not there"):
+    with pytest.raises(ValueError, match=r"absent.pt is not there: give the checkpoint's file, a folder"):
         convert.convert("merlin", tmp_path / "absent.pt", tmp_path / "out")
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match=r"holds no model.safetensors, pytorch_model.bin"):

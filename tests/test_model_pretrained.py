@@ -121,5 +121,13 @@ def test_inference_prepares_by_the_card_and_refuses_bare_tensors(tmp_path: Path)
     assert model.report(tmp_path / "ct.nii.gz") == model.report(vol3d.read(tmp_path / "ct.nii.gz"))
     with pytest.raises(ValueError, match=r"Tensor of shape \(1, 16, 16, 8\) without geometry"):
         model.report(torch.zeros(1, 16, 16, 8))
+    with pytest.raises(ValueError, match="got a NoneType without geometry"):
+        model.report(None)
+    ready = vol3d.Grid(spacing=(2, 2, 2), shape=(16, 16, 8), window=(-1000, 1000))(vol3d.read(tmp_path / "ct.nii.gz"))
+    with pytest.raises(ValueError, match=r"ct.nii.gz: values from \S+ to \S+ are no HU but what a window"):
+        model.report(ready)
+    foreign = MetaTensor(torch.from_numpy(hu) / 2000, affine=affine)
+    with pytest.raises(ValueError, match=r"values from -0\.\S+ to 0\.\S+ are no HU"):
+        model.report(foreign)
     with pytest.raises(ValueError, match=r"was not trained for 'codes'; it predicts report"):
         model._task("codes")

@@ -86,6 +86,12 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path) ->
         phantom.write(tmp_path / "a", studies=10, split=(4, 3, 3), twins=5, prevalence=0.0)
     with pytest.raises(ValueError, match="studies is 0"):
         phantom.write(tmp_path / "a", studies=0)
+    with pytest.raises(ValueError, match=r"shape is \(8, 64, 32\): give three sizes of at least 16"):
+        phantom.write(tmp_path / "a", studies=1, shape=(8, 64, 32))
+    with pytest.raises(ValueError, match=r"prevalence is 2\.0"):
+        phantom.write(tmp_path / "a", studies=1, prevalence=2.0)
+    with pytest.raises(ValueError, match="seed is -1: give 0 or more"):
+        phantom.write(tmp_path / "a", studies=1, seed=-1)
     assert not (tmp_path / "a").exists()
 
 

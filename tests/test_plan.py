@@ -152,3 +152,10 @@ def test_a_recipe_costs_what_is_planned(name: str, tmp_path: Path) -> None:
     told = plan(recipe, gpu_gb=24)
     measured = peaks(recipe, first_samples(RecipeParts(recipe).datamodule))
     assert {stage.stage: stage.total for stage in told.stages} == pytest.approx(measured, rel=0.15)
+
+
+def test_a_card_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a card of 0 GB: give its memory in GB, such as 24"):
+        plan(["--config", "quickstart.yaml"], gpu_gb=0)
+    with pytest.raises(ValueError, match=r"and -1 TFLOPS"):
+        plan(["--config", "quickstart.yaml"], gpu_gb=24, tflops=-1)

@@ -95,6 +95,14 @@ def test_the_likeliest_choice_is_the_answer_and_any_number_of_them_is_scored() -
     torch.testing.assert_close(torch.tensor(rows[2]["scores"]), logits, atol=1e-3, rtol=0)
 
 
+def test_a_question_without_words_and_choices_that_are_letters_are_refused() -> None:
+    lm = model().eval()
+    with pytest.raises(ValueError, match="has the choices 'yes': give two or more"):
+        VQA(lm).answer(lm, encoded(lm, batch(range(1))), ["Effusion?"], ["yes"])
+    with pytest.raises(ValueError, match=r"the question is ' ': ask in words"):
+        VQA(lm).answer(lm, encoded(lm, batch(range(1))), [" "], [None])
+
+
 def test_a_volume_is_projected_once_for_all_its_questions() -> None:
     lm = model()
     task, part, calls = VQA(lm, per_study=None), batch(range(2), questions=[SIDE] * 3), []

@@ -139,6 +139,12 @@ def test_a_recipe_that_cannot_be_read_is_told_by_the_plan(capsys: pytest.Capture
 def test_what_is_no_checkpoint_or_another_models_is_refused(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is no checkpoint: give the file or the folder"):
         read_whole(tmp_path)
+    (tmp_path / "notes.txt").write_text("no checkpoint")
+    with pytest.raises(ValueError, match=r"notes.txt is no checkpoint of a run, or not whole .*: give the file or"):
+        read_whole(tmp_path / "notes.txt")
+    torch.save({"weights": 1}, tmp_path / "no_state.ckpt")
+    with pytest.raises(ValueError, match=r"no_state.ckpt is no checkpoint of a run"):
+        read_whole(tmp_path / "no_state.ckpt")
     torch.save({"state_dict": {"model.other": torch.zeros(1)}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=r"(\d+) of \1 weights missing .*1 unexpected \['model.other'\]"):
         consolidate(tmp_path / "other.ckpt", recipe, tmp_path / "model")

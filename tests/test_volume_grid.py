@@ -509,6 +509,8 @@ def test_mask_on_its_own_grid_fills_the_volume_grid() -> None:
 def test_plain_tensor_has_no_place() -> None:
     with pytest.raises(ValueError, match=r"a plain tensor of shape .* has no affine"):
         Grid.preset("merlin").resample(torch.zeros(1, 4, 4, 4))
+    with pytest.raises(ValueError, match=r"a str has no affine: pass the MetaTensor that vol3d\.read returns"):
+        Grid.preset("merlin")("ct.nii.gz")
 
 
 @pytest.mark.parametrize(

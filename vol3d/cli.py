@@ -26,6 +26,14 @@ OUT_OF_MEMORY = {
     "device": "another GPU (--device cuda:1) or --device cpu",
 }
 """What helps when memory does not suffice, by the option that a verb has for it."""
+IN_THE_WAY = {
+    FileNotFoundError: "give one that is there",
+    FileExistsError: "a file lies where a folder is needed: give another",
+    NotADirectoryError: "a file lies where a folder is needed: give another",
+    IsADirectoryError: "a folder lies where a file is needed: give another",
+    PermissionError: "give one that you may read, or write to",
+}
+"""What helps where the system refuses a path."""
 
 COMMANDS: dict[str, Command] = {
     **training.COMMANDS,
@@ -86,6 +94,9 @@ class _Parser(argparse.ArgumentParser):
 def _one_line(error: Exception, options: Collection[str]) -> str:
     """What went wrong, and a way out by the options that the verb has."""
     message = " ".join(str(error).split()) or "no message"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        remedy = next((remedy for kind, remedy in IN_THE_WAY.items() if isinstance(error, kind)), None)
+        return f"{error.filename2 or error.filename}: {'; '.join(filter(None, [error.strerror, remedy]))}"
     if isinstance(error, (ValueError, OSError, ImportError)):
         return message
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be imported

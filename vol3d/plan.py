@@ -103,8 +103,12 @@ def plan(recipe: Sequence[str], *, gpu_gb: float | int, tflops: float | int | No
         tflops: its dense bf16 peak; None takes that of a common card of this size.
 
     Raises:
-        ValueError: a recipe that does not parse, or a language model that is neither here nor reachable.
+        ValueError: a recipe that does not parse, a language model that is neither here nor reachable, or a card
+            without memory or arithmetic.
     """
+    if gpu_gb <= 0 or (tflops is not None and tflops <= 0):
+        peak = "" if tflops is None else f" and {tflops:g} TFLOPS"
+        raise ValueError(f"a card of {gpu_gb:g} GB{peak}: give its memory in GB, such as 24")
     tflops = tflops or TFLOPS[min(TFLOPS, key=lambda size: abs(size - gpu_gb))]
     samples = first_samples(RecipeParts(recipe).datamodule)
     asked = _Rehearsal(recipe, samples)

@@ -34,6 +34,18 @@ class Result:
     code: int = 0
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """A whole number that an option takes, of `least` or more."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"is {text}: give at least {least}")
+        return int(text)
+
+    number.__name__ = "int"  # as argparse calls it: "invalid int value: 'x'"
+    return number
+
+
 def add_device(verb: argparse.ArgumentParser) -> None:
     """The option that says where a model runs."""
     verb.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
@@ -41,7 +53,9 @@ def add_device(verb: argparse.ArgumentParser) -> None:
 
 def add_reading(verb: argparse.ArgumentParser) -> None:
     """How a manifest's volumes are read: many at once, and not again where they lie ready."""
-    verb.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read volumes (default: 0)")
+    verb.add_argument(
+        "--workers", type=at_least(0), default=0, metavar="N", help="processes that read volumes (default: 0)"
+    )
     verb.add_argument(
         "--cache", metavar="DIR", help="read volumes from where `vol3d prepare` put them, or put them there"
     )

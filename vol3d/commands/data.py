@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from vol3d.commands.command import Command, Result
+from vol3d.commands.command import Command, Result, at_least
 
 if TYPE_CHECKING:
     from vol3d.data.cache import FillReport
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 def _phantom_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("out", metavar="OUT", help="folder to write")
     verb.add_argument("--studies", type=int, required=True, metavar="N")
-    verb.add_argument("--seed", type=int, default=0, metavar="S")
+    verb.add_argument("--seed", type=at_least(0), default=0, metavar="S")
     verb.add_argument("--shape", type=int, nargs=3, default=(160, 160, 128), metavar=("X", "Y", "Z"))
     verb.add_argument("--findings", action="extend", nargs="+", metavar="NAME", help="only these (default: all 24)")
     verb.add_argument("--prevalence", type=float, metavar="P", help="of each finding (default: its own)")
-    verb.add_argument("--twins", type=int, default=0, metavar="N", help="pairs that differ in one finding")
-    verb.add_argument("--workers", type=int, default=1, metavar="N")
+    verb.add_argument("--twins", type=at_least(0), default=0, metavar="N", help="pairs that differ in one finding")
+    verb.add_argument("--workers", type=at_least(0), default=1, metavar="N")
 
 
 def _phantom(arguments: argparse.Namespace) -> Result:
@@ -42,7 +42,9 @@ def _phantom(arguments: argparse.Namespace) -> Result:
 
 def _doctor_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("manifest", metavar="MANIFEST")
-    verb.add_argument("--workers", type=int, default=0, metavar="N", help="processes beside this one (default: 0)")
+    verb.add_argument(
+        "--workers", type=at_least(0), default=0, metavar="N", help="processes beside this one (default: 0)"
+    )
     verb.add_argument("--page", metavar="HTML", help="also write a page with thumbnails")
     verb.add_argument("--resume", metavar="JSONL", help="keeps what each volume showed, to go on after a stop")
 
@@ -64,9 +66,9 @@ def _prepare_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--features", metavar="MODEL_OR_RECIPE", help="encode with its frozen encoder, on its own grid")
     verb.add_argument("--cache", required=True, metavar="DIR")
     verb.add_argument("--shard", metavar="I/N", help="only the I-th of N shards, from 0 (default: a SLURM array's)")
-    verb.add_argument("--workers", type=int, default=1, metavar="N")
+    verb.add_argument("--workers", type=at_least(0), default=1, metavar="N")
     verb.add_argument(
-        "--batch-size", type=int, metavar="N", help="studies that --features encodes at once (default: 8)"
+        "--batch-size", type=at_least(1), metavar="N", help="studies that --features encodes at once (default: 8)"
     )
     verb.add_argument("--compression", choices=["blosc2"], help="of volumes: half the disk, more time to read")
     verb.add_argument("--device", metavar="NAME", help="where --features encodes: cpu, cuda, cuda:1 (default: a GPU)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vol3d.commands.command import Command, Result, add_device, add_reading, trained_model
+from vol3d.commands.command import Command, Result, add_device, add_reading, at_least, trained_model
 
 
 def _evaluate_arguments(verb: argparse.ArgumentParser) -> None:
@@ -12,12 +12,16 @@ def _evaluate_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("manifest", metavar="MANIFEST", help="or, with --suite, the dataset's own folder or JSON")
     verb.add_argument("--out", required=True, metavar="DIR")
     verb.add_argument("--split", default=None, help="only this split (default: test, or all when there is none)")
-    verb.add_argument("--batch-size", type=int, default=16, metavar="N")
+    verb.add_argument("--batch-size", type=at_least(1), default=16, metavar="N")
     add_device(verb)
     add_reading(verb)
     verb.add_argument("--cuda-graph", action="store_true", help="on a GPU: write long answers by one captured graph")
-    verb.add_argument("--seed", type=int, default=0, help="of the bootstrap and the blind baseline (default: 0)")
-    verb.add_argument("--replicates", type=int, default=1000, metavar="N", help="bootstrap draws (default: 1000)")
+    verb.add_argument(
+        "--seed", type=at_least(0), default=0, help="of the bootstrap and the blind baseline (default: 0)"
+    )
+    verb.add_argument(
+        "--replicates", type=at_least(1), default=1000, metavar="N", help="bootstrap draws (default: 1000)"
+    )
     verb.add_argument(
         "--predictions", metavar="FILE", help="score these rows without showing the model a volume (also a folder)"
     )
@@ -88,8 +92,10 @@ def _compare_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("second", metavar="B", help="folder of another on the same manifest: the base model")
     verb.add_argument("--out", metavar="DIR", help="for comparison.json and comparison.html (default: A)")
     verb.add_argument("--manifest", metavar="MANIFEST", help="where the truth is (default: the one A names)")
-    verb.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
-    verb.add_argument("--replicates", type=int, default=1000, metavar="N", help="bootstrap draws (default: 1000)")
+    verb.add_argument("--seed", type=at_least(0), default=0, help="of the bootstrap (default: 0)")
+    verb.add_argument(
+        "--replicates", type=at_least(1), default=1000, metavar="N", help="bootstrap draws (default: 1000)"
+    )
 
 
 def _compare(arguments: argparse.Namespace) -> Result:

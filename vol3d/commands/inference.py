@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from vol3d.commands.command import Command, Result, add_device, add_reading, trained_model
+from vol3d.commands.command import Command, Result, add_device, add_reading, at_least, trained_model
 
 
 def _of_image(verb: argparse.ArgumentParser) -> None:
@@ -78,7 +78,9 @@ def _segment(arguments: argparse.Namespace) -> Result:
 
 def _codes_arguments(verb: argparse.ArgumentParser) -> None:
     _of_image(verb)
-    verb.add_argument("-k", type=int, default=10, metavar="K", help="how many to show (default: 10; --json has all)")
+    verb.add_argument(
+        "-k", type=at_least(1), default=10, metavar="K", help="how many to show (default: 10; --json has all)"
+    )
 
 
 def _codes(arguments: argparse.Namespace) -> Result:
@@ -91,7 +93,7 @@ def _embed_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("model", metavar="MODEL", help="folder of a saved model")
     verb.add_argument("manifest", metavar="MANIFEST")
     verb.add_argument("-o", "--out", required=True, metavar="INDEX", help="folder to write")
-    verb.add_argument("--batch-size", type=int, default=8, metavar="N")
+    verb.add_argument("--batch-size", type=at_least(1), default=8, metavar="N")
     add_device(verb)
     add_reading(verb)
 
@@ -108,7 +110,7 @@ def _embed(arguments: argparse.Namespace) -> Result:
 def _search_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("index", metavar="INDEX", help="folder that `vol3d embed` wrote")
     verb.add_argument("query", metavar="IMAGE_OR_TEXT", help="a volume's path, or words")
-    verb.add_argument("-k", type=int, default=10, metavar="K")
+    verb.add_argument("-k", type=at_least(1), default=10, metavar="K")
     add_device(verb)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from vol3d.commands.command import Command, Result
+from vol3d.commands.command import Command, Result, at_least
 
 
 def _demo_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--out", default="runs/demo", help="folder of the run (default: runs/demo)")
-    verb.add_argument("--seed", type=int, default=0, help="of phantoms and weights (default: 0)")
+    verb.add_argument("--seed", type=at_least(0), default=0, help="of phantoms and weights (default: 0)")
 
 
 def _demo(arguments: argparse.Namespace) -> Result:

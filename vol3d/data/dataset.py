@@ -172,7 +172,7 @@ class VolumeData(LightningDataModule):
             prediction stay with `manifest`.
 
     Raises:
-        ValueError: a split that is asked for has no study, or fewer than one batch.
+        ValueError: a number that is too small; a split that is asked for has no study, or fewer than one batch.
     """
 
     def __init__(
@@ -192,6 +192,13 @@ class VolumeData(LightningDataModule):
         shard: str | None = None,
     ) -> None:
         super().__init__()
+        for name, number, least in (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("limit", limit, 1),
+        ):
+            if number is not None and number < least:
+                raise ValueError(f"{name} is {number}: give at least {least}")
         self.source = manifest
         self.grid = _grid(grid)
         self.cache = cache

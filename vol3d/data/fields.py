@@ -87,7 +87,8 @@ def _boxes(value: Any) -> list[dict[str, Any]]:
 
 def _questions(value: Any) -> list[dict[str, Any]]:
     for number, item in enumerate(_list_of_objects(value)):
-        if not isinstance(item.get("question"), str) or not isinstance(item.get("answer"), str):
+        asked = item.get("question")
+        if not isinstance(asked, str) or not asked.strip() or not isinstance(item.get("answer"), str):
             raise ValueError(f"question {number} is {_brief(item)}: write {{question: text, answer: text, choices?}}")
         choices = item.get("choices")
         if choices is not None and item["answer"] not in _texts(choices):

@@ -177,8 +177,9 @@ class TrainedModel:
         if isinstance(volume, (str, Path)):
             return read(volume)
         if not isinstance(volume, MetaTensor):
+            shape = f" of shape {tuple(volume.shape)}" if hasattr(volume, "shape") else ""
             raise ValueError(
-                f"got a {type(volume).__name__} of shape {tuple(volume.shape)} without geometry: give a path or the "
+                f"got a {type(volume).__name__}{shape} without geometry: give a path or the "
                 "MetaTensor that vol3d.read returns, and the model puts it on its own grid"
             )
         return volume

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from vol3d.phantom.canvas import stream
-from vol3d.phantom.findings import check_names
-from vol3d.phantom.study import CHANGES, SHAPE, PhantomStudy, make
+from vol3d.phantom.study import CHANGES, SHAPE, PhantomStudy, check_request, make
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +66,11 @@ def write(
         Path of `manifest.jsonl`, which is written last: where it stands, all files stand.
 
     Raises:
-        ValueError: no study asked for, a split that does not fit, or fewer test studies with findings than twins.
+        ValueError: what `vol3d.phantom.make` refuses, no study asked for, a split that does not fit, or fewer test
+            studies with findings than twins; nothing is written then.
     """
     out = Path(out)
-    check_names(findings)
+    check_request(seed, shape, findings, prevalence)
     jobs = _jobs(studies, seed, split, twins, findings, prevalence)
     for folder in ("images", "organs", "findings"):
         (out / folder).mkdir(parents=True, exist_ok=True)

@@ -85,9 +85,8 @@ def plan(seed: int, allowed: Sequence[str] | None = None, prevalence: float | No
     names = check_names(allowed)
     rng = stream(seed, "plan")
     keys = [(name, side) for name in names for side in (SIDES if FINDINGS[name].sided else (None,))]
+    check_prevalence(prevalence)
     if prevalence is not None:
-        if not 0 <= prevalence <= 1:
-            raise ValueError(f"prevalence is {prevalence}: give a chance between 0 and 1, or None for the usual mix")
         chosen = [key for key in keys if stream(seed, f"present {key}").random() < prevalence]
     elif rng.random() < 0.3:
         chosen = []
@@ -126,6 +125,12 @@ def check_names(allowed: Sequence[str] | None) -> list[str]:
         problem = f"unknown finding {unknown[0]!r}" if unknown else "findings is empty"
         raise ValueError(f"{problem}: choose among {', '.join(PAINTERS)}, or None for all")
     return [name for name in FINDINGS if name in set(allowed)]
+
+
+def check_prevalence(prevalence: float | None) -> None:
+    """Refuses what is no chance."""
+    if prevalence is not None and not 0 <= prevalence <= 1:
+        raise ValueError(f"prevalence is {prevalence}: give a chance between 0 and 1, or None for the usual mix")
 
 
 def describe(seed: int, name: str, side: str | None = None) -> Finding:

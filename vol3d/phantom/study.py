@@ -11,7 +11,16 @@ import numpy as np
 from vol3d.phantom import anatomy
 from vol3d.phantom.anatomy import ORGANS, Patient, Scene
 from vol3d.phantom.canvas import Canvas, stream
-from vol3d.phantom.findings import SIZES_MM, Planned, check_names, excluded, paint, plan, reshape
+from vol3d.phantom.findings import (
+    SIZES_MM,
+    Planned,
+    check_names,
+    check_prevalence,
+    excluded,
+    paint,
+    plan,
+    reshape,
+)
 from vol3d.phantom.report import Report, write_report
 from vol3d.text.ontology import FINDINGS, KEYS, Finding
 
@@ -210,12 +219,20 @@ def make(
         >>> study.hu.shape
         (64, 64, 32)
     """
+    allowed = check_request(seed, shape, findings, prevalence)
+    return _build(int(seed), (int(shape[0]), int(shape[1]), int(shape[2])), plan(seed, allowed, prevalence), allowed)
+
+
+def check_request(
+    seed: int, shape: Sequence[int], findings: Sequence[str] | None, prevalence: float | None
+) -> list[str]:
+    """The findings that may occur, after refusing what `make` cannot draw."""
     if seed < 0:
         raise ValueError(f"seed is {seed}: give 0 or more")
     if len(shape) != 3 or min(shape) < 16:
         raise ValueError(f"shape is {tuple(shape)}: give three sizes of at least 16 voxels, such as (64, 64, 32)")
-    allowed = check_names(findings)
-    return _build(int(seed), (int(shape[0]), int(shape[1]), int(shape[2])), plan(seed, allowed, prevalence), allowed)
+    check_prevalence(prevalence)
+    return check_names(findings)
 
 
 def _build(seed: int, shape: tuple[int, int, int], planned: list[Planned], allowed: list[str]) -> PhantomStudy:

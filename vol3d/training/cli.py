@@ -97,7 +97,9 @@ class RecipeCLI(LightningCLI):
             )
 
     def check_weights(self) -> None:
-        """Judging and predicting take the base that is named, or the run's last checkpoint, and not weights that nobody
+        """Refuses a checkpoint that is not there before the run's recipe.yaml is written over.
+
+        Judging and predicting take the base that is named, or the run's last checkpoint, and not weights that nobody
         trained, as Lightning would without a word; only a trial run may (`fast_dev_run`). Training that is to go on
         from the last checkpoint begins anew where there is none yet, and says so.
         """
@@ -107,6 +109,8 @@ class RecipeCLI(LightningCLI):
         given, base, trial = (self._get(self.config, key) for key in keys)
         run = Path(self._get(self.config, "run"))
         last = run / "checkpoints" / "last.ckpt"
+        if given is not None and _is_path(str(given)) and not Path(given).exists():
+            raise ValueError(f"--ckpt_path {given}: no such file; give one of RUN/checkpoints, or last for {last}")
         if self.subcommand == "fit":
             if given == "last" and not last.exists() and not list(run.glob("hpc_ckpt_*.ckpt")):
                 logger.warning("--ckpt_path last: there is no %s; training begins anew", last)
@@ -160,6 +164,13 @@ class RecipeCLI(LightningCLI):
             every_n_train_steps=max(1, steps // 20) if steps and steps > 0 else None,
             enable_version_counter=False,  # last.ckpt is the last one, also of a run resumed from another
         )
+
+
+def _is_path(checkpoint: str) -> bool:
+    """Whether it is a path of this machine: not one of Lightning's own words, nor in its registry or at a URL."""
+    return (
+        checkpoint not in ("last", "best", "hpc") and not checkpoint.startswith("registry") and "://" not in checkpoint
+    )
 
 
 def cpu_has_bfloat16() -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import tempfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from vol3d.model.language import LanguageModel
 from vol3d.model.pretrained import save
 from vol3d.training.module import VolumeModule
 from vol3d.training.recipe import RecipeParts
+from vol3d.volume.files import brief
+
+_GIVE = "give the file or the folder under RUN/checkpoints that ends in .ckpt, whole"
 
 
 def consolidate(
@@ -85,14 +89,18 @@ def read_whole(checkpoint: str | Path) -> dict[str, Any]:
     """
     path = Path(checkpoint)
     if path.is_file():
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, EOFError, UnpicklingError) as error:
+            raise ValueError(f"{path} is no checkpoint of a run, or not whole ({brief(error)}): {_GIVE}") from error
+        if not isinstance(saved, dict) or "state_dict" not in saved:
+            raise ValueError(f"{path} is no checkpoint of a run, it has no state_dict: {_GIVE}")
+        return saved
     if (path / ".metadata").is_file():
         return _of_fsdp(path)
     if (path / "latest").is_file() or (path / "checkpoint").is_dir():
         return _of_zero(path)
-    raise ValueError(
-        f"{path} is no checkpoint: give the file or the folder under RUN/checkpoints that ends in .ckpt, whole"
-    )
+    raise ValueError(f"{path} is no checkpoint: {_GIVE}")
 
 
 def _of_fsdp(path: Path) -> dict[str, Any]:

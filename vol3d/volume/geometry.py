@@ -147,13 +147,13 @@ def affine_of(volume: MetaTensor) -> NDArray[np.float64]:
     """The affine a volume carries, as a float64 array.
 
     Raises:
-        ValueError: a plain tensor, which has lost its geometry.
+        ValueError: a plain tensor, which has lost its geometry, or a path.
     """
     affine = getattr(volume, "affine", None)
     if affine is None:
+        what = f"plain tensor of shape {tuple(volume.shape)}" if hasattr(volume, "shape") else type(volume).__name__
         raise ValueError(
-            f"a plain tensor of shape {tuple(volume.shape)} has no affine: pass the MetaTensor that vol3d.read "
-            "returns, or MetaTensor(tensor, affine=…)"
+            f"a {what} has no affine: pass the MetaTensor that vol3d.read returns, or MetaTensor(tensor, affine=…)"
         )
     tensor = affine.as_tensor() if hasattr(affine, "as_tensor") else affine
     return np.array(tensor.cpu().numpy() if hasattr(tensor, "cpu") else tensor, dtype=np.float64)

@@ -21,7 +21,7 @@ from vol3d.volume.atomic import atomic
 from vol3d.volume.card import check_pair, check_three, check_windows
 from vol3d.volume.files import brief
 from vol3d.volume.geometry import Flips, Geometry, canonical_turn, turn, turn_back
-from vol3d.volume.hounsfield import check_whole_numbers
+from vol3d.volume.hounsfield import WINDOWED, check_not_windowed, check_whole_numbers
 from vol3d.volume.label_maps import resample_labels
 from vol3d.volume.lattice import Axes, foreground, lattice
 from vol3d.volume.loaded import AIR, Loaded, thinned
@@ -178,7 +178,8 @@ class Grid:
     def __call__(self, volume: MetaTensor) -> MetaTensor:
         """HU volume (1, x, y, z) → float32 (channels, *shape), windowed."""
         on_grid = self.resample(volume)
-        return meta_tensor(self.window_hu(on_grid.as_tensor()), Geometry.of(on_grid), on_grid.meta)
+        meta = {**on_grid.meta, WINDOWED: self.name or "grid"}
+        return meta_tensor(self.window_hu(on_grid.as_tensor()), Geometry.of(on_grid), meta)
 
     def resample(self, volume: MetaTensor) -> MetaTensor:
         """HU volume (1, x, y, z) → int16 HU on the grid (1, *shape), with the grid's affine: what a cache stores.
@@ -186,11 +187,14 @@ class Grid:
         A volume that lies on the grid already keeps its voxels exactly.
 
         Raises:
-            ValueError: `meta["modality"]` is not CT, and the values are such as int16 does not hold.
+            ValueError: no geometry; values that were windowed or normalised before; `meta["modality"]` is not CT, and
+                the values are such as int16 does not hold.
         """
-        array, geometry = _array(volume), Geometry.of(volume)
+        geometry, array = Geometry.of(volume), _array(volume)
+        sample = np.array(thinned(array), np.float32)
+        check_not_windowed(volume.meta, sample)
         if volume.meta.get("modality", "CT") != "CT":
-            check_whole_numbers(volume.meta.get("filename", "volume"), np.array(thinned(array), np.float32))
+            check_whole_numbers(volume.meta.get("filename", "volume"), sample)
         return self._on_grid(array, geometry, lambda part: np.array(part, np.float32, order="K"), volume.meta)
 
     def read(self, path: str | os.PathLike[str], **options: Any) -> MetaTensor:

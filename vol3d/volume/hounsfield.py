@@ -4,12 +4,16 @@ is no CT, can a grid's whole numbers hold it?"""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vol3d.volume.loaded import PADDING_BELOW, Loaded
+
+WINDOWED = "windowed"
+"""The entry of a volume's `meta` that names the grid which windowed it."""
 
 
 def check_finite(loaded: Loaded) -> None:
@@ -72,3 +76,20 @@ def check_whole_numbers(name: Any, values: NDArray[np.floating[Any]]) -> None:
     else:
         return
     raise ValueError(f"{name}: {said}: store them multiplied by {factor:g}, and a window in numbers likewise")
+
+
+def check_not_windowed(meta: Mapping[str, Any], values: NDArray[np.floating[Any]]) -> None:
+    """Refuses what a grid has windowed, or others have scaled to fractions from −1 to 1: taken as HU it would be
+    rounded to water and windowed again.
+
+    Args:
+        meta: of the volume. With a "modality" it was read by vol3d, and its values were asked for then.
+        values: a sample of the volume.
+    """
+    low, high = (float(v) for v in (values.min(initial=0.0), values.max(initial=0.0)))
+    scaled = "modality" not in meta and low >= -1 and high <= 1 and (values != values.round()).any()
+    if WINDOWED in meta or scaled:
+        raise ValueError(
+            f"{meta.get('filename', 'volume')}: values from {low:g} to {high:g} are no HU but what a window or a "
+            "normalisation made of them: give the volume as vol3d.read returns it, the grid does the rest"
+        )
