@@ -283,6 +283,16 @@ def test_transforms_that_cannot_serve_a_batch() -> None:
         Transforms(RandFlipd("image"))(Batch(batch().studies, batch().image.short(), batch().affine))
 
 
+def test_labels_are_never_mixed() -> None:
+    """MONAI interpolates every key unless told otherwise: half-way between a kidney (1) and a nodule (3) lies a 2."""
+    from monai.transforms import RandAffined, RandZoomd
+
+    keys, own = ("image", "mask", "finding_mask"), {"prob": 1.0, "allow_missing_keys": True}
+    for mixing in (RandAffined(keys, rotate_range=0.3, **own), RandZoomd(keys, min_zoom=1.1, max_zoom=1.2, **own)):
+        with pytest.raises(ValueError, match=r"'s0': the transform interpolated between the labels of mask.*nearest"):
+            Transforms(mixing)(batch(**WORDS))
+
+
 def test_a_mask_is_never_left_where_the_image_was() -> None:
     from monai.transforms import RandAffined, RandFlipd
 

@@ -215,7 +215,8 @@ class Transforms:
     Args:
         transform: a MONAI dictionary transform, which runs on the device, or a torchio transform, which runs on the
             CPU. What moves voxels moves the masks too: a MONAI one needs the keys "image", "mask", "finding_mask",
-            with `allow_missing_keys=True`, since not every batch has all.
+            with `allow_missing_keys=True`, since not every batch has all, and where it interpolates
+            `mode=("bilinear", "nearest", "nearest")`.
         seed: the same seed and step give the same result.
 
     Example:
@@ -236,7 +237,8 @@ class Transforms:
             image (batch, channels, x, y, z) float, as windowed; the same out.
 
         Raises:
-            ValueError: the transform changed the shape, threw the affine away, or moved the image and left a mask.
+            ValueError: the transform changed the shape, threw the affine away, moved the image and left a mask, or
+                mixed a mask's labels.
         """
         if not batch.image.is_floating_point():
             raise ValueError(f"image is {batch.image.dtype}: augment after the window, when it is float")
@@ -260,6 +262,11 @@ class Transforms:
                     f"{tuple(given[name].shape)}: a batch needs one grid; add a crop or pad to its end"
                 )
             unknown = name != "image" and bool((given[name] == -1).all())
+            if name != "image" and not unknown and not torch.equal(volume, volume.round()):
+                raise ValueError(
+                    f"study {study.study!r}: the transform interpolated between the labels of {name}, and between 1 "
+                    'and 3 lies another label: give it mode=("bilinear", "nearest", "nearest")'
+                )
             made[name] = given[name] if unknown else volume.to(given[name])
         source = sources["image"]
         if apart := [name for name in sources if not np.allclose(sources[name], source, atol=_SAME)]:
