@@ -41,7 +41,8 @@ class Grounding(Task):
 
     Where the study's finding mask knows the label, the mask is learnt too: the box around it is the sharper answer
     (`box="mask"`), and a grounded report shows it. Boxes are in RAS millimetres in and out. A label with several boxes
-    in one study is answered by the box around them all. A study without boxes costs nothing.
+    in one study is answered by the box around them all. A study costs nothing that has no box and of which
+    `labels_known` says of none of the names that it is absent.
 
     Args:
         model: the shared model.
@@ -237,12 +238,16 @@ class Grounding(Task):
     def labelled(self, study: Study) -> bool:
         return any(box["label"] in self.names for box in study.boxes)
 
+    def learns(self, study: Study) -> bool:
+        """What is known to be absent is learnt, and judged, in studies without a box too."""
+        return self.labelled(study) or not set(self.names).isdisjoint(absent_of(study))
+
     def score(self, evidence: Evidence) -> dict[str, dict[str, Any]]:
         from vol3d.evaluation.metrics.grounding import score_grounding
 
-        studies = [study for study in evidence.studies if self.labelled(study)]
-        if not studies:
+        if not any(map(self.labelled, evidence.studies)):
             return {}
+        studies = [study for study in evidence.studies if self.learns(study)]
         dealt = None if evidence.blind is None else evidence.blind()
         scores = score_grounding(
             [{name: box for name, box in hulls(study.boxes).items() if name in self.names} for study in studies],

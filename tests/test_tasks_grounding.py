@@ -137,6 +137,26 @@ def test_what_nobody_calls_absent_is_unknown_and_not_scored():
     assert silent(replace(study, labels_known={LEFT: 1})) is None
 
 
+def test_boxes_given_to_the_healthy_are_counted():
+    """Where nothing is there a box is most surely a false one."""
+    ill, well = (sample(next(n for n in range(64) if len(sample(n).study.boxes) == count)).study for count in (1, 0))
+    absent = next(name for name in world.FINDINGS if not ill.labels_known[name])
+    _, task = learnt()
+    assert task.learns(well)
+    assert not task.learns(replace(well, labels_known={}))
+    given = {"min_mm": [0, 0, 0], "max_mm": [4, 4, 4]}
+    rows = {
+        study.study: {
+            "boxes": [{"label": name, **given, "score": score} for name in world.FINDINGS],
+            "box_names": [{"answer": absent} for _ in study.boxes],
+        }
+        for study, score in ((ill, 0.1), (well, 0.9))
+    }
+    found = task.score(Evidence([ill, well], rows, replicates=20))["grounding"]
+    assert found["absent_silent"]["value"] == pytest.approx(1 / 3)  # one in the ill, none of two in the healthy
+    assert task.score(Evidence([well], rows, replicates=20)) == {}, "no box to find"
+
+
 def test_a_box_outside_the_volume_is_refused():
     part = batch(range(0, 1))
     study = replace(part.studies[0], boxes=[{"label": LEFT, "min_mm": [40, 2, 2], "max_mm": [50, 9, 5]}])
@@ -144,6 +164,9 @@ def test_a_box_outside_the_volume_is_refused():
         ValueError, match=r"study 's0': box 'left pleural effusion' from \[40.0, 2.0, 2.0\] .* \[-0.5, "
     ):
         boxes_of(replace(part, studies=[study]), 0)
+    beside = {"label": LEFT, "min_mm": [2, 2, 2], "max_mm": [5, 9, 5]}
+    with pytest.raises(ValueError, match=r"box 'left pleural effusion' from \[40.0, 2.0, 2.0\] .* lies outside"):
+        boxes_of(replace(part, studies=[replace(study, boxes=[beside, *study.boxes])]), 0)
     lm, task = learnt()
     features = lm.encode(part.image, part.affine)
     with pytest.raises(ValueError, match=r"box 'region 0' from \[40.0, .* lies outside the volume"):

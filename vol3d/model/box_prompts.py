@@ -63,10 +63,9 @@ def boxes_of(batch: Batch, row: int, names: Sequence[str] | None = None) -> list
     study = batch.studies[row]
     if not study.boxes and not study.labels_known:
         return []
-    present = hulls(study.boxes)
-    for label, box in present.items():
-        check_box(batch, row, box, label)
-    asks = [BoxAsk(name, wordings(name)[0], box) for name, box in present.items()]
+    for box in study.boxes:  # each, since the box around several may hide one that the grid does not hold
+        check_box(batch, row, [*box["min_mm"], *box["max_mm"]], box["label"])
+    asks = [BoxAsk(name, wordings(name)[0], box) for name, box in hulls(study.boxes).items()]
     asks += [BoxAsk(name, wordings(name)[0], None) for name in absent_of(study)]
     return [ask for ask in asks if names is None or ask.name in names]
 
