@@ -393,14 +393,47 @@ def _nifti(folder: Path, hu: torch.Tensor) -> Path:
     return folder / "wide.nii.gz"
 
 
-def test_windows_over_what_is_no_ct_are_padded_with_its_lowest_value() -> None:
-    """A volume smaller than a window; the models are stand-ins that keep what they are shown."""
+def _windows_shown(grid: Grid, volume: MetaTensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Image and affine of each window; the models are stand-ins that keep what they are shown."""
     shown = []
-    model = SimpleNamespace(device=torch.device("cpu"), encode=lambda image, affine: shown.append(image))
-    task = SimpleNamespace(logits=lambda model, features, batch, prompts, presence: torch.zeros(1, 1, 8, 8, 8))
+    model = SimpleNamespace(device=torch.device("cpu"), encode=lambda *seen: shown.append([one[0] for one in seen]))
+    task = SimpleNamespace(logits=lambda model, features, batch, prompts, presence: torch.zeros(1, 1, *grid.shape))
+    masks, whole = segment_sliding(model, task, grid, volume, ["liver"])
+    assert whole.inverse(masks, like=volume).shape == volume.shape
+    return shown
+
+
+def test_windows_over_what_is_no_ct_are_padded_with_its_lowest_value() -> None:
     values = torch.arange(300.0, 300 + 6 * 8 * 8).reshape(1, 6, 8, 8)
     grid = Grid(spacing=(1, 1, 1), shape=(8, 8, 8), window=(0, 1000))
     for modality, outside in (("MR", 0.3), ("CT", 0.0)):
         volume = MetaTensor(values, affine=torch.eye(4, dtype=torch.float64), meta={"modality": modality})
-        segment_sliding(model, task, grid, volume, ["liver"])
-        assert shown[-1][0, 0, 7].unique().tolist() == pytest.approx([outside])
+        ((image, _),) = _windows_shown(grid, volume)
+        assert image[0, 7].unique().tolist() == pytest.approx([outside])
+
+
+def test_a_volume_smaller_than_a_window_is_shown_as_without_sliding() -> None:
+    """Filled up on both sides, as the grid does in training."""
+    affine = torch.diag(torch.tensor([2.0, 1, 1, 1], dtype=torch.float64))
+    volume = MetaTensor(torch.arange(6.0 * 9 * 5).reshape(1, 6, 9, 5), affine=affine, meta={"modality": "CT"})
+    grid = Grid(spacing=(1, 1, 1), shape=(16, 16, 8), window=(0, 1000))
+    ((image, place),) = _windows_shown(grid, volume)
+    alone = grid(volume)
+    torch.testing.assert_close(image, alone.as_tensor())
+    torch.testing.assert_close(place, alone.affine)
+
+
+@pytest.mark.parametrize("rule", ["minmax", "percentile", "zscore"])
+def test_a_rule_of_the_window_asks_the_whole_volume(rule: str) -> None:
+    """A window over the air of an MR scan is dark, and not as bright as one over the body."""
+    torch.manual_seed(0)
+    values = torch.rand(1, 24, 8, 8).mul(1000).round()
+    values[:, :12] /= 100
+    volume = MetaTensor(values.round(), affine=torch.eye(4, dtype=torch.float64), meta={"modality": "MR"})
+    grid = Grid(spacing=(1, 1, 1), shape=(8, 8, 8), window=rule)
+    shown = _windows_shown(grid, volume)
+    whole = grid.window_hu(volume.as_tensor())
+    for image, place in shown:
+        first = int(place[0, 3])
+        torch.testing.assert_close(image, whole[:, first : first + 8])
+    assert shown[0][0].mean() < shown[-1][0].mean() - 0.3

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -142,8 +141,8 @@ def segment_sliding(
         presence: least probability of being there.
 
     Returns:
-        the masks, and the grid they lie on (the card without its shape): `grid.inverse(mask, like=volume)` brings one
-        back to the file's own.
+        the masks, and the grid they lie on (the card, as large as the volume): `grid.inverse(mask, like=volume)`
+        brings one back to the file's own.
 
     Raises:
         ValueError: the grid has no fixed spacing or shape to make windows of.
@@ -153,14 +152,15 @@ def segment_sliding(
             f"grid {grid.name!r} has spacing {grid.spacing} and shape {grid.shape}: windows need both; segment "
             "without sliding"
         )
-    whole = replace(grid, shape=None)
+    # As large as the volume, and filled up to a window about its centre as the grid itself fills up.
+    needed = replace(grid, shape=None).geometry(volume).shape
+    whole = replace(grid, shape=tuple(map(max, needed, grid.shape)))
     on_grid = whole.resample(volume)
-    hu, affine = on_grid.as_tensor(), torch.as_tensor(on_grid.affine, dtype=torch.float64)
-    shape = tuple(hu.shape[1:])
-    missing = [max(0, part - size) for part, size in zip(grid.shape, shape, strict=True)]
-    sizes = [value for size in reversed(missing) for value in (0, size)]
-    hu = F.pad(hu, sizes, value=grid.outside(hu, volume.meta.get("modality")))
-    windows = Windows(tuple(hu.shape[1:]), tuple(grid.shape), overlap)
+    shown, affine = on_grid.as_tensor(), torch.as_tensor(on_grid.affine, dtype=torch.float64)
+    by_rule = isinstance(grid.window, str)
+    if by_rule:  # a rule asks the whole volume, of which a window may hold only the dark
+        shown = grid.window_hu(shown)
+    windows = Windows(tuple(shown.shape[1:]), tuple(grid.shape), overlap)
     name = str(volume.meta.get("filename", "volume"))
     study = Study(study=name, image=Path(name))
 
@@ -168,13 +168,13 @@ def segment_sliding(
         moved = affine.clone()
         start = torch.tensor([part.start for part in window], dtype=torch.float64)
         moved[:3, 3] += affine[:3, :3] @ start
-        batch = Batch([study], hu[(slice(None), *window)][None], moved[None]).to(model.device)
-        batch = replace(batch, image=grid.window_hu(batch.image))
+        batch = Batch([study], shown[(slice(None), *window)][None], moved[None]).to(model.device)
+        if not by_rule:
+            batch = replace(batch, image=grid.window_hu(batch.image))
         features = model.encode(batch.image, batch.affine)
         return task.logits(model, features, batch, prompts, presence=presence)[0]
 
-    masks = torch.zeros(len(prompts), *shape, dtype=torch.bool)
+    masks = torch.zeros(len(prompts), *windows.shape, dtype=torch.bool)
     for place, slab in stitch(windows, predict, len(prompts)):
-        kept = slab[:, :, : shape[1], : shape[2]][:, : max(0, shape[0] - place.start)]
-        torch.gt(kept, 0, out=masks[:, place.start : place.start + kept.shape[1]])
+        torch.gt(slab, 0, out=masks[:, place])
     return masks, whole
