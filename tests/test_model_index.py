@@ -136,6 +136,27 @@ def test_a_manifest_is_embedded_and_found_again_by_image_and_words(
     assert len(json.loads(capsys.readouterr().out)["hits"]) == 2
 
 
+def test_an_mr_scan_is_searched_for_as_it_was_indexed(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row says `meta.modality`; who asks with a file says `--modality`."""
+    from monai.data import MetaTensor
+
+    affine = torch.diag(torch.tensor([4.0, 4.0, 8.0, 1.0], dtype=torch.float64))
+    vol3d.write(MetaTensor(study(7).hu.float().abs() + 300, affine=affine), tmp_path / "mr.nii.gz")
+    row = {"study": "mr", "image": "mr.nii.gz", "meta": {"modality": "MR"}}
+    data.write_text(data.read_text() + json.dumps(row) + "\n")
+    embed(model(tmp_path / "model"), data, tmp_path / "index")
+    asked = ["search", str(tmp_path / "index"), str(tmp_path / "mr.nii.gz"), "-k", "1", "--json"]
+    assert main(asked) == 2
+    capsys.readouterr()
+    assert main([*asked, "--modality", "MR"]) == 0
+    (hit,) = json.loads(capsys.readouterr().out)["hits"]
+    assert (hit["study"], hit["score"]) == ("mr", pytest.approx(1, abs=1e-4))
+    with pytest.raises(ValueError, match=r"'ascites' is no file or folder, and modality says how one is read"):
+        search(tmp_path / "index", "ascites", modality="MR")
+
+
 def test_volumes_are_read_ahead_by_other_processes_and_kept(data: Path, tmp_path: Path) -> None:
     folder = model(tmp_path / "model")
     plain = embed(folder, data, tmp_path / "plain", batch_size=3)

@@ -12,17 +12,24 @@ from vol3d.commands.command import Command, Result, add_device, add_reading, at_
 def _of_image(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("model", metavar="MODEL", help="folder of a saved model")
     verb.add_argument("image", metavar="IMAGE", help="NIfTI, NRRD, MHA/MHD, or a folder or zip of DICOM files")
+    _add_read(verb)
+    add_device(verb)
+
+
+def _add_read(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--series", help="which of a folder's series: UID, number or description")
     verb.add_argument("--modality", help="what it is where it is no CT in HU (MR, PT); CT vouches for its values")
     verb.add_argument("--irregular", choices=["resample"], help="interpolate uneven DICOM slices, else refused")
-    add_device(verb)
+
+
+def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in ("series", "modality", "irregular")}
 
 
 def _read(arguments: argparse.Namespace) -> Any:
     from vol3d.volume.read import read
 
-    chosen = {name: getattr(arguments, name) for name in ("series", "modality", "irregular")}
-    return read(arguments.image, **chosen)
+    return read(arguments.image, **_reading(arguments))
 
 
 def _report(arguments: argparse.Namespace) -> Result:
@@ -111,13 +118,14 @@ def _search_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("index", metavar="INDEX", help="folder that `vol3d embed` wrote")
     verb.add_argument("query", metavar="IMAGE_OR_TEXT", help="a volume's path, or words")
     verb.add_argument("-k", type=at_least(1), default=10, metavar="K")
+    _add_read(verb)
     add_device(verb)
 
 
 def _search(arguments: argparse.Namespace) -> Result:
     from vol3d.model.index import search
 
-    hits = search(arguments.index, arguments.query, arguments.k, device=arguments.device)
+    hits = search(arguments.index, arguments.query, arguments.k, device=arguments.device, **_reading(arguments))
     lines = [f"{hit['score']:.3f}  {hit['study']}" for hit in hits]
     return Result({"query": arguments.query, "hits": hits}, "\n".join(lines))
 

@@ -182,17 +182,21 @@ def embed(
     return index
 
 
-def search(folder: str | Path, query: str | Path, k: int = 10, *, device: str = "cpu") -> list[dict[str, Any]]:
+def search(
+    folder: str | Path, query: str | Path, k: int = 10, *, device: str = "cpu", **reading: Any
+) -> list[dict[str, Any]]:
     """The studies of an index that are nearest to a volume or to words.
 
     Args:
         folder: what `embed` wrote. query: a volume's path, or a text. device: where the model runs, as `load` has it.
+        reading: `series`, `modality`, `irregular` of a volume, as for `vol3d.read`.
 
     Raises:
-        ValueError: an empty query, an image that is not there, or a model that is gone or has other weights than it
-            had then.
+        ValueError: an empty query, an image that is not there, words that are to be read as an image, or a model that
+            is gone or has other weights than it had then.
     """
     from vol3d.model.inference import load
+    from vol3d.volume.read import read
 
     index = VolumeIndex.load(folder)
     if not (Path(index.model) / "config.yaml").is_file():
@@ -206,8 +210,10 @@ def search(folder: str | Path, query: str | Path, k: int = 10, *, device: str = 
             "models cannot be compared"
         )
     is_image = _is_image(query)
+    if not is_image and (told := [name for name, value in reading.items() if value is not None]):
+        raise ValueError(f"{query!r} is no file or folder, and {', '.join(told)} says how one is read: leave it out")
     model = load(index.model, device=device)
-    vector = model.embed(query) if is_image else model.embed_text(str(query))
+    vector = model.embed(read(query, **reading)) if is_image else model.embed_text(str(query))
     return index.search(vector.float().cpu().numpy(), k)
 
 
