@@ -36,6 +36,15 @@ def test_masks_tell_side_count_size_and_organ() -> None:
     assert (shadow.side, shadow.site, set(shadow.sites)) == (None, "bowel", {"left kidney", "bowel"})
 
 
+def test_an_organ_that_holds_some_of_a_finding_is_no_wrong_answer() -> None:
+    mask, organs = np.zeros((20, 20, 10), np.int64), np.zeros((20, 20, 10), np.int64)
+    organs[:8], organs[8:16], organs[16:] = 1, 2, 3
+    mask[4:10, 4, 4] = 1  # four voxels in the one, two in the other
+    named = {"liver": 1, "right kidney": 2, "bowel": 3}
+    (cyst,) = mask_facts(mask, AFFINE, {"hepatic cyst": 1}, organs=organs, organ_labels=named).findings
+    assert (cyst.site, cyst.sites) == ("liver", ("liver", "bowel"))
+
+
 def test_the_diameter_of_a_ball_within_its_voxels() -> None:
     grid = np.stack(np.meshgrid(*(np.arange(41) - 20,) * 3, indexing="ij"), -1) * np.array([1.0, 1.0, 1.0])
     assert extent_mm(np.linalg.norm(grid, axis=-1) <= 15, np.eye(4)) == pytest.approx(31, abs=1)

@@ -44,10 +44,45 @@ def test_what_a_report_tells() -> None:
     assert grades["What is the extent of the right pleural effusion?"] == "small"
 
 
+@pytest.mark.parametrize(
+    ("report", "told"),
+    [
+        ("Multiple right renal cysts, the largest 30 mm.", []),
+        ("Renal cysts on both sides.", []),
+        ("Three right renal cysts. The renal cysts on the right are unchanged.", ["3"]),
+        ("A 5 mm nodule in the right upper lobe and a 9 mm nodule in the right middle lobe.", ["2"]),
+        ("Bone metastases in T12 and L3.", []),
+        ("Consolidation in the left lower lobe. Consolidation in the lingula.", []),
+        ("Nodule in the right lower lobe. IMPRESSION: Right nodule.", ["lower lobe"]),
+    ],
+)
+def test_a_count_or_place_that_the_report_leaves_open_is_not_asked(report: str, told: list[str]) -> None:
+    """ "Multiple" is no 2, and of two places with a nodule neither is the right one."""
+    rows = write_questions(row_facts(report=report), "s1", kinds=["count", "location"])
+    assert [row["answer"] for row in rows] == told
+
+
 def test_labels_win_over_the_report_and_null_is_unknown() -> None:
     facts = row_facts(labels=EFFUSION, report="No pleural effusion. Large ascites.")
     assert dict(facts.present) == {"left pleural effusion": True, "right pleural effusion": False, "ascites": True}
     assert [row["answer"] for row in by_kind(facts, "side")] == ["left"]
+
+
+@pytest.mark.parametrize(
+    ("label", "report", "there"),
+    [
+        (0, "Small left pleural effusion.", {"pleural effusion": False}),
+        (0, "No pleural effusion.", {"left pleural effusion": False, "right pleural effusion": False}),
+        (1, "No pleural effusion.", {"pleural effusion": True}),
+        (1, "Small left pleural effusion. No right effusion.",
+         {"left pleural effusion": True, "right pleural effusion": False}),
+        (None, "Small left pleural effusion.", {"left pleural effusion": True}),
+    ],
+)  # fmt: skip
+def test_a_label_without_a_side_wins_over_the_sides_of_the_report(label: int | None, report: str, there: dict) -> None:
+    facts = row_facts(labels={"pleural effusion": label}, report=report)
+    assert facts.present == there
+    assert {fact.key for fact in facts.findings} <= {key for key, present in there.items() if present}
 
 
 def test_codes_speak_of_findings_without_a_side() -> None:

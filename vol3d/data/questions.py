@@ -141,15 +141,16 @@ def mask_facts(
             continue
         side, _, rest = name.partition(" ")
         kind = FINDINGS.get(bare(name))
-        site = None if organs is None else _organ(inside, organs, names)
+        held = [] if organs is None else _organs(inside, organs, names)
         facts.append(
             Fact(
                 rest if side in SIDES else name,
                 side if side in SIDES else None,
                 size_mm=extent_mm(inside, affine) if kind is None or kind.measured else None,
                 count=_pieces(inside) if kind is None or kind.countable else None,
-                site=site,
-                sites=tuple(dict.fromkeys([*([site] if site else []), *names.values()])),
+                site=held[0] if held else None,
+                # What holds a smaller part of it is no wrong answer.
+                sites=(*held[:1], *(organ for organ in names.values() if organ not in held)),
             )
         )
     return Facts(present, facts)
@@ -199,9 +200,10 @@ def _pieces(inside: Bool[ndarray, "x y z"]) -> int:
     return max(1, large)
 
 
-def _organ(inside: Bool[ndarray, "x y z"], organs: Integer[ndarray, "x y z"], names: Mapping[int, str]) -> str | None:
+def _organs(inside: Bool[ndarray, "x y z"], organs: Integer[ndarray, "x y z"], names: Mapping[int, str]) -> list[str]:
+    """The organs that hold some of a finding, that with most of it first."""
     counts = Counter(int(number) for number in organs[inside] if int(number) in names)
-    return names[counts.most_common(1)[0][0]] if counts else None
+    return [names[number] for number, _ in counts.most_common()]
 
 
 def balance(

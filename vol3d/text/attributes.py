@@ -94,20 +94,22 @@ def _size_owner(text: str, spans: list[Span], match: re.Match[str]) -> int:
     return max(i for i, s in enumerate(spans) if s.core < match.end()) if spans[0].core < match.end() else 0
 
 
-def count(text: str, spans: list[Span], index: int, *, both: bool) -> int:
-    """How many: a number word before the finding; 2 for a bare plural ("renal cysts"), 1 on each side if bilateral."""
+def count(text: str, spans: list[Span], index: int, *, both: bool) -> tuple[int, bool]:
+    """How many, and whether that is said: by a number before the finding, or one in the singular. A bare plural ("renal
+    cysts") and "multiple" are two or more, given as 2, and 1 on each side if bilateral."""
     span = spans[index]
     if not FINDINGS[span.name].countable:
-        return 1
+        return 1, True
     start = max((s.end for s in spans[:index] if s.end <= span.core), default=0)
     match = _COUNT.search(_LABELLED.sub("x", text[start : span.core]))
     if match is not None:
         word = match["count"]
-        number = _COUNTS.get(word) or (int(word) if word.isdigit() else 2)
-        return number if 0 < number < 100 else 1
+        said = word in _COUNTS or word.isdigit()
+        number = _COUNTS.get(word) or (int(word) if said else 2)
+        return (number if 0 < number < 100 else 1), said
     word = text[span.core : span.end]
     many = _PLURAL.search(word) is not None and span.name != "hydronephrosis"
-    return 2 if many and not both else 1
+    return (2 if many and not both else 1), not many
 
 
 def severity(text: str, spans: list[Span], index: int, places: list[Place]) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vol3d.text.ontology import FINDINGS, SIDES, Finding
-from vol3d.text.parser import finding_labels, parse_findings
+from vol3d.text.parser import Mention, finding_labels, parse_findings, parse_mentions
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ def row_facts(
 ) -> Facts:
     """The facts in a manifest row; where two sources speak of one finding, labels win over the report, that over codes.
 
+    A label without a side wins over both sides.
+
     Args:
         labels: `labels_known`; a null is unknown. report: parsed by rules; what it does not mention is unknown.
         codes, codes_absent: ICD-10-CM codes or phecodes; those of findings we have words for are read.
@@ -82,11 +84,12 @@ def row_facts(
     present = _coded(codes, codes_absent)
     if report:
         present |= {key: bool(value) for key, value in finding_labels(report).items()}
-    present |= {_readable(name): bool(value) for name, value in (labels or {}).items() if value is not None}
+    told = {_readable(name): bool(value) for name, value in (labels or {}).items() if value is not None}
+    present = _agreeing(present, told) | told
     sided = {bare(key) for key in present if bare(key) != key}
     # "pleural effusion" beside "left pleural effusion" and "right pleural effusion" would be asked twice.
     present = {key: value for key, value in present.items() if key not in sided}
-    details = [Fact.of(finding) for finding in parse_findings(report or "")]
+    details = _told(report or "")
     meta = meta or {}
     phase = meta.get("phase", meta.get("contrast"))
     return Facts(
@@ -95,6 +98,33 @@ def row_facts(
         phase if isinstance(phase, str) else None,
         meta["modality"] if isinstance(meta.get("modality"), str) else None,
     )
+
+
+def _agreeing(present: Mapping[str, bool], labels: Mapping[str, bool]) -> dict[str, bool]:
+    """Without the sides of a finding that a label without a side contradicts: it is there and none of them is, or the
+    other way round."""
+    there = {bare(key) for key, value in {**present, **labels}.items() if value and bare(key) != key}
+    agree = {name: value == (name in there) for name, value in labels.items()}
+    return {key: value for key, value in present.items() if bare(key) == key or agree.get(bare(key), True)}
+
+
+def _told(report: str) -> list[Fact]:
+    """Details of what a report says is there, as far as it is certain of them: "multiple cysts" tells no number, and of
+    what may lie in several places none is the answer to where it is."""
+    said: dict[str, list[Mention]] = {}
+    for mention in parse_mentions(report):
+        if mention.status in ("present", "possible"):
+            said.setdefault(mention.finding.key, []).append(mention)
+    facts = []
+    for finding in parse_findings(report):
+        fact, mentions = Fact.of(finding), said[finding.key]
+        counted = [m.finding.count for m in mentions if m.counted]
+        if len(counted) < len(mentions) and finding.count not in counted:
+            fact = replace(fact, count=None)
+        if finding.count > 1 or len({m.finding.site for m in mentions} - {None}) > 1:
+            fact = replace(fact, site=None)
+        facts.append(fact)
+    return facts
 
 
 def bare(key: str) -> str:

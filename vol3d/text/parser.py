@@ -42,11 +42,13 @@ class Mention:
         finding: What is named.
         status: "present", "possible", "absent" or "historical".
         sentence: The sentence as it was read: lower case, slips mended, shorthand and what it leaves out written out.
+        counted: The finding's count is said; False for a bare plural and "multiple", which are two or more.
     """
 
     finding: Finding
     status: Status
     sentence: str
+    counted: bool = True
 
 
 def parse_findings(text: str) -> list[Finding]:
@@ -214,7 +216,7 @@ def _read(sentence: str, organs: tuple[str, ...], sides: tuple[Side, ...]) -> tu
         places = bound[index]
         named = {side for place in places for side in place.sides} if kind.sided else set()
         both = len(named) == 2
-        number = count(sentence, spans, index, both=both)
+        number, counted = count(sentence, spans, index, both=both)
         for side in sorted(named) or [None]:
             own = [place for place in places if side is None or not place.sides or side in place.sides]
             size = max((mm for mm, place in measured[index] if place not in places or place in own), default=None)
@@ -222,7 +224,7 @@ def _read(sentence: str, organs: tuple[str, ...], sides: tuple[Side, ...]) -> tu
             site = where[0] if len(where) == 1 else None
             grade = severity(sentence, spans, index, [place for place in own if place.sides])
             finding = make_finding(span.name, side, site, size, number, grade)
-            out.append(Mention(finding, judged[index], sentence))
+            out.append(Mention(finding, judged[index], sentence, counted))
     return tuple(out)
 
 
