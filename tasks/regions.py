@@ -94,6 +94,10 @@ class Regions(ZeroShot):
     def parts(self) -> tuple[str, ...]:
         return tuple(self.organs)
 
+    def of(self, study: Study) -> dict[str, str]:
+        """The sections of a study's report about the organs; empty when it has none."""
+        return {part: text for part, text in super().of(study).items() if part in self.organs}
+
     # --- vectors --------------------------------------------------------------------------------------------
 
     def embed_organs(self, features: Features, inside: Tensor | None = None) -> Tensor:

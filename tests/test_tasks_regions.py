@@ -150,6 +150,22 @@ def test_every_parameter_learns_masks_or_none_and_no_text_costs_nothing() -> Non
     assert task.loss(model, model.encode(batch.image, batch.affine), blank).loss is None
 
 
+def test_sections_of_other_organs_cost_nothing() -> None:
+    """A report's other sections are not read, and a step whose reports have only such finds no label."""
+    torch.manual_seed(0)
+    model, batch = VolumeLM(encoder()), batch_of(*(sample(number) for number in range(4)))
+    task = task_of(model)
+    more = [replace(one, report=f"{one.report}\nSpleen: Splenomegaly, {one.study}.") for one in batch.studies]
+    features, read = model.encode(batch.image, batch.affine), []
+    task.texts.register_forward_pre_hook(lambda _, given: read.extend(given[0]))
+    loss = task.loss(model, features, replace(batch, studies=more)).loss
+    torch.testing.assert_close(loss, task.loss(model, features, batch).loss)
+    assert not any("Splenomegaly" in text for text in read)
+    other = [replace(one, report="FINDINGS:\nSpleen: Normal.") for one in batch.studies]
+    assert task.loss(model, features, replace(batch, studies=other)).loss is None
+    assert not any(map(task.learns, other))
+
+
 def test_a_saved_model_scores_the_same(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, batch = VolumeLM(encoder()), batch_of(sample(0, mask=False), sample(1, mask=False))
