@@ -252,7 +252,8 @@ class VolumeData(LightningDataModule):
         if (name, split) not in self._datasets:
             studies = self._studies(split, name)
             if not len(studies):
-                raise ValueError(f"no study of the split {split!r} in {self._read(name)!r}: add a split to its rows")
+                wanted = "test" if split == "predict" else split  # no row can say "predict"
+                raise ValueError(f"no study of the split {wanted!r} in {self._read(name)!r}: add a split to its rows")
             if split == "predict" and self.shard is not None:
                 studies = part_of(studies, *self.shard)  # empty where there are more shards than patients
             self._datasets[name, split] = VolumeDataset(
