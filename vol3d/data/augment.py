@@ -39,7 +39,8 @@ class Augment:
 
     Args:
         rotate: up to so many degrees about each axis.
-        zoom: up to so much larger or smaller (0.1: 0.9 to 1.1).
+        zoom: up to so much larger or smaller (0.1: 0.9 to 1.1). Sizes in a report stay the patient's, and a network
+            sees voxels: keep it small where millimetres are to be written.
         shift: up to so many voxels along each axis.
         brightness: up to so much added, in units of the window (0.1 of ±1000 HU is 200 HU).
         contrast: up to so much stronger or weaker about the window's middle.
