@@ -89,14 +89,27 @@ class VQA(Task):
         self, model: VolumeLM, question: str, choices: Sequence[str] | None, history: Sequence[Turn] = ()
     ) -> Any:
         """The text before the answer: a conversation for a model with a chat template, else one text."""
-        asked = question
-        if choices and self.show_choices:
-            asked += f"\nChoices: {'; '.join(choices)}."
+        asked = self._asked(question, choices)
         if history and model._language().tokenizer.chat_template:
             said = [text for turn in history for text in turn] + [asked]
             said[0] = f"{VOLUME_TOKEN}\n{said[0]}"
             return [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(said)]
-        return "\n".join([VOLUME_TOKEN, *(f"{before}\n{answer}" for before, answer in history), f"{asked}\n"])
+        return _lines(asked, history)
+
+    def _asked(self, question: str, choices: Sequence[str] | None) -> str:
+        return f"{question}\nChoices: {'; '.join(choices)}." if choices and self.show_choices else question
+
+    def lessons(self, study: Study) -> list[tuple[str, str]]:
+        """The longest that is learnt of the manifest's questions, earlier turns before it. Built ones are short, and to
+        write them every report would have to be parsed."""
+        rows = self.questions(study) if study.questions and self.source != "built" else []
+        turns = sorted(((row["question"], row["answer"]) for row in rows), key=_letters, reverse=True)
+        each = []
+        for row in rows:
+            own = (row["question"], row["answer"])
+            before = [turn for turn in turns if turn != own][: self.history]
+            each.append((_lines(self._asked(row["question"], row.get("choices")), before), row["answer"]))
+        return sorted(each, key=_letters)[-1:]
 
     def loss(self, model: VolumeLM, features: Features, batch: Batch) -> TaskOutput:
         rows, prompts, answers = [], [], []
@@ -221,3 +234,12 @@ class VQA(Task):
             replicates=evidence.replicates,
             seed=evidence.seed,
         )
+
+
+def _lines(asked: str, history: Sequence[Turn]) -> str:
+    """A prompt without roles."""
+    return "\n".join([VOLUME_TOKEN, *(f"{before}\n{answer}" for before, answer in history), f"{asked}\n"])
+
+
+def _letters(texts: Turn) -> int:
+    return sum(map(len, texts))

@@ -143,7 +143,30 @@ def test_a_report_that_is_too_long_is_told_before_the_first_step(task, tmp_path:
     model.training_step = lambda *given: steps.append(given)
     data = world.World(studies, batch_size=2)
     data.grid = Grid(name="world", spacing=(1.0, 1.0, 1.0), shape=(16, 16, 8))
-    told = r"report of study 's2' take \d+ tokens, 4 of them .* holds 128. It is the longest of 2 such among 4 training"
+    told = r"text of study 's2' take \d+ tokens, 4 of them .* holds 128. It is the longest of 2 such among 4 training"
+    with pytest.raises(ValueError, match=told):
+        fit(1, tmp_path, model, data)
+    assert not steps
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"question": "Is the liver normal? " * 40}, r"'report': prompt and text of study 's2' take \d+ tokens"),
+        ({"answer": "no", "choices": ["yes", "no", "no"]}, r"study 's2', question 'Is it\?': 3 choices, 2 of them"),
+    ],
+)
+def test_a_question_that_cannot_be_learnt_is_told_before_the_first_step(row: dict, told: str, tmp_path: Path) -> None:
+    studies = [world.study(n) for n in range(4)]
+    for number, one in enumerate(studies):
+        asked = [{"question": "Is it?", "answer": "yes"} | (row if number == 2 else {})]
+        studies[number] = replace(one, study=replace(one.study, questions=asked))
+    model, steps = world.module({"speak": Stage(None, ["report"], SPEAKERS)}), []
+    model.task_factories["report"] = VQA
+    model.language = replace(model.language, max_length=128)
+    model.training_step = lambda *given: steps.append(given)
+    data = world.World(studies, batch_size=2)
+    data.grid = Grid(name="world", spacing=(1.0, 1.0, 1.0), shape=(16, 16, 8))
     with pytest.raises(ValueError, match=told):
         fit(1, tmp_path, model, data)
     assert not steps

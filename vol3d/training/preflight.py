@@ -48,10 +48,10 @@ def check_lengths(module: Any, data: Any) -> None:
             if long:
                 tokens, study = max(long)
                 raise ValueError(
-                    f"stage {name!r}, task {task!r}: prompt and report of study {study!r} take {tokens} tokens, "
+                    f"stage {name!r}, task {task!r}: prompt and text of study {study!r} take {tokens} tokens, "
                     f"{visual} of them the volume's; the language model holds {language.max_length}. It is the longest "
                     f"of {len({study for _, study in long})} such among {len(studies)} training studies: use fewer "
-                    "visual tokens (projector), a longer max_length, or shorter reports"
+                    "visual tokens (projector), a longer max_length, or shorter texts"
                 )
 
 
