@@ -192,6 +192,12 @@ def test_phrases_of_one_thing_are_near_and_sides_are_told_apart():
         phrase_features("?!", 4096)
 
 
+def test_phrases_and_labels_may_be_written_in_any_letters():
+    assert not set(phrase_features("肝臓", 4096)) & set(phrase_features("脾臓", 4096))
+    assert phrase_features("hépatique", 4096) != phrase_features("h patique", 4096)
+    assert wordings("left почка")[:2] == ("left почка", "почка on the left")
+
+
 def test_wordings_keep_the_side():
     assert wordings("kidney_left")[:3] == ("left kidney", "kidney on the left", "left-sided kidney")
     assert "hydrothorax on the left" in wordings("left pleural effusion")
