@@ -82,7 +82,7 @@ class OrganReports(ReportGeneration):
         return found
 
     def section_prompt(self, study: Study, organ: str) -> str:
-        prompt = self.impression_prompt if organ == "impression" else self.prompt.format(organ=organ)
+        prompt = self.impression_prompt if organ == "impression" else self.prompt.replace("{organ}", organ)
         return self.asked(study, prompt)
 
     def lessons(self, study: Study) -> list[tuple[str, str]]:

@@ -200,13 +200,12 @@ class PromptSegmentation(Task):
             presence: least probability of being there; what is shown is there.
 
         Raises:
-            ValueError: nothing is asked, or a point or the box lies outside the volume.
+            ValueError: nothing is asked, or a point or the box is none or lies outside the volume.
         """
+        prompts = [prompt.strip() for prompt in prompts]
         shown = show(batch, len(prompts), points, negative_points, box, mask)
         if not prompts or (shown is None and not all(prompts)):
-            raise ValueError(
-                f"prompts are {list(prompts)} and nothing is shown: give a phrase, points, a box or a mask"
-            )
+            raise ValueError(f"prompts are {prompts} and nothing is shown: give a phrase, points, a box or a mask")
         return self.logits(model, features, batch, prompts, shown, presence=presence) > 0
 
     def predict(self, model: VolumeLM, features: Features, batch: Batch) -> list[dict[str, Any]]:

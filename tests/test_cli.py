@@ -100,7 +100,7 @@ def test_an_image_that_cannot_be_hu_is_taken_at_the_users_word(
     refused: Callable[..., str], model: Path, there: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = write_ct(there / "mr.nii.gz", (32, 32, 16))
-    assert 'pass modality="MR"' in refused("report", model, image)
+    assert 'pass --modality "MR" (or "PT") for what it is' in refused("report", model, image)
     assert main(["report", str(model), str(image), "--modality", "MR"]) == 0
     assert capsys.readouterr().out
 
@@ -256,6 +256,13 @@ def test_paths_that_the_system_refuses_come_with_a_remedy(
     assert said == "vol3d: missing.json: No such file or directory; give one that is there\n"
     for argv in (["phantom", "file", "--studies", "1"], ["prepare", phantoms, "--grid=m3d", "--cache=file"]):
         assert re.search(r"file\S*: .*; a file lies where a folder is needed: give another", refused(*argv))
+
+
+def test_a_mask_is_refused_by_its_suffix_before_the_model_is_read(refused: Callable[..., str]) -> None:
+    assert re.search(
+        r"spleen\.png: cannot write this suffix; use \.nii,",
+        refused(*["segment", "m", "ct", "spleen", "-o", "spleen.png"]),
+    )
 
 
 def test_wrong_arguments(refused: Callable[..., str]) -> None:

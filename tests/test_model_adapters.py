@@ -196,9 +196,19 @@ def test_a_model_that_keeps_its_layers_elsewhere_takes_every_policy_but_last() -
         return LanguageModel(AutoModelForCausalLM.from_config(gpt2), words, **settings)
 
     assert built(train="embeddings").causal_lm.get_input_embeddings().weight.requires_grad
+    learns = {name for name, p in built(train="norms").named_parameters() if p.requires_grad}
+    assert {"model.transformer.h.1.ln_2.weight", "model.transformer.ln_f.bias"} <= learns
+    assert len(learns) == 10
     assert built(prefix=Prefix(2)).prefix_states is not None
     with pytest.raises(ValueError, match="layers"):
         built(train="last:1")
+
+
+def test_an_adapter_on_the_embedding_table_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"targets \['q_proj', 'embed_tokens'\] takes in the embedding table.*train="):
+        language(lora=Lora(rank=2, targets=["q_proj", "embed_tokens"]))
+    learns = {n for n, p in language(lora=Lora(rank=2), train="lora+embeddings").named_parameters() if p.requires_grad}
+    assert "model.base_model.model.model.embed_tokens.weight" in learns
 
 
 def test_a_name_becomes_a_model_only_when_it_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

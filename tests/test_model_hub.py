@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from small_language import SIZES, tokenizer
+from small_language import PROMPTS, REPORTS, SIZES, tokenizer, volume_lm
 
+import vol3d
 from vol3d.model.hub import causal_lm_without_weights, load_causal_lm
+from vol3d.model.language import Lora, Pretrained
+from vol3d.model.pretrained import build, save
 from vol3d.model.text_encoder import PretrainedText
+from vol3d.model.volume_lm import VolumeLM
 
 SPECIAL = {
     "unk_token": "[UNK]",
@@ -92,3 +96,51 @@ def test_a_known_architecture_is_transformers_own_whatever_lies_beside_it(tmp_pa
     (tmp_path / "own.py").write_text("raise SystemExit('code beside the weights ran')\n")
     assert type(load_causal_lm(str(tmp_path))[0]) is LlamaForCausalLM
     assert type(causal_lm_without_weights(str(tmp_path))[0]) is LlamaForCausalLM
+
+
+def test_weights_that_are_not_whole_are_refused(tmp_path: Path) -> None:
+    """transformers would fill up what is missing with random numbers, or lay an adapter on top that nothing saves."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaModel
+
+    words = tokenizer()
+    settings = LlamaConfig(vocab_size=len(words), **SIZES)
+    for name in ("headless", "whole", "adapter"):
+        words.save_pretrained(tmp_path / name)
+    LlamaModel(settings).save_pretrained(tmp_path / "headless")
+    with pytest.raises(ValueError, match=r"headless' could not be loaded \(its weights lack 1 of 30 tensors \['lm_h"):
+        load_causal_lm(str(tmp_path / "headless"))
+    AutoModelForCausalLM.from_config(settings).save_pretrained(tmp_path / "whole")
+    model, _ = load_causal_lm(str(tmp_path / "whole"))
+    get_peft_model(model, LoraConfig(r=2, target_modules="all-linear")).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"adapter' is an adapter beside its base's weights: .*merge_and_unload\(\)"):
+        load_causal_lm(str(tmp_path / "adapter"))
+
+
+def test_of_a_model_that_also_sees_the_language_model_alone_is_taken(tmp_path: Path) -> None:
+    """As MedGemma is published: an image tower of its own, whose adapters no loss would reach."""
+    from transformers import AutoModelForCausalLM, Gemma3Config
+
+    words = tokenizer()
+    text = {"vocab_size": len(words), **SIZES, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6}
+    sees = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2}
+    sees |= {"image_size": 28, "patch_size": 14}
+    both = AutoModelForCausalLM.from_config(Gemma3Config(text_config=text, vision_config=sees)).eval()
+    both.generation_config.eos_token_id = [1, 106]
+    both.save_pretrained(tmp_path / "both")
+    words.save_pretrained(tmp_path / "both")
+    language = Pretrained(str(tmp_path / "both"), lora=Lora(rank=2)).build().eval()
+    assert {name for name, _ in language.named_parameters() if "vision" in name} == set()
+    assert 106 in language.stop_ids
+    ids = torch.tensor([[1, 5, 6, 7, 8, 9, 10, 11]])
+    torch.testing.assert_close(language.causal_lm(ids).logits, both(ids).logits, rtol=0, atol=0)
+    model = volume_lm()
+    model = VolumeLM(model.encoder, model.projector, language)
+    features = model.encode(torch.randn(2, 1, 8, 8, 8))
+    model.language_loss(features, PROMPTS, REPORTS[:2]).backward()
+    assert all(p.grad is not None for p in language.parameters() if p.requires_grad)
+    said = model.generate(features, PROMPTS, max_new_tokens=8)
+    assert model.generate(features, PROMPTS, max_new_tokens=8, lean=False) == said
+    grid = vol3d.Grid(spacing=(1, 1, 1), shape=(8, 8, 8), window=[(-100, 100)])
+    again = build(save(tmp_path / "model", model.eval(), {}, grid, merge=True))[0]
+    assert again.generate(features, PROMPTS, max_new_tokens=8) == said

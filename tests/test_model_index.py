@@ -90,6 +90,8 @@ def test_what_cannot_be_indexed_or_asked(tmp_path: Path) -> None:
     (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
     with pytest.raises(ValueError, match="exists and is no index"):
         index.save(tmp_path / "thesis")
+    with pytest.raises(ValueError, match="exists and is no index"):
+        embed("model", "manifest.jsonl", tmp_path / "thesis")  # before either is read
     assert (tmp_path / "thesis" / "chapter1.txt").exists()
     with pytest.raises(ValueError, match=r"is no index: it has no index.json; make one with `vol3d embed"):
         VolumeIndex.load(tmp_path / "thesis")
@@ -134,6 +136,14 @@ def test_a_manifest_is_embedded_and_found_again_by_image_and_words(
     assert len({hit["score"] for hit in words}) == 4, "the volumes differ, and so do their vectors"
     assert main(["search", str(tmp_path / "index"), "ascites", "-k", "2", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["hits"]) == 2
+    # The same values without air are no HU until the user says so.
+    whole = vol3d.read(tmp_path / "s2.nii.gz")
+    vol3d.write(whole.clamp(-150, 400), tmp_path / "crop.nii.gz")
+    asked = ["search", str(tmp_path / "index"), str(tmp_path / "crop.nii.gz"), "--json"]
+    assert main(asked) == 2
+    assert 'vouch with --modality "CT"' in capsys.readouterr().err
+    assert main([*asked, "--modality", "CT"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["hits"]) == 4
 
 
 def test_an_mr_scan_is_searched_for_as_it_was_indexed(
@@ -153,8 +163,8 @@ def test_an_mr_scan_is_searched_for_as_it_was_indexed(
     assert main([*asked, "--modality", "MR"]) == 0
     (hit,) = json.loads(capsys.readouterr().out)["hits"]
     assert (hit["study"], hit["score"]) == ("mr", pytest.approx(1, abs=1e-4))
-    with pytest.raises(ValueError, match=r"'ascites' is no file or folder, and modality says how one is read"):
-        search(tmp_path / "index", "ascites", modality="MR")
+    assert main(["search", str(tmp_path / "index"), "ascites", "--modality", "MR"]) == 2
+    assert "'ascites' is no file or folder, and --modality says how one is read" in capsys.readouterr().err
 
 
 def test_volumes_are_read_ahead_by_other_processes_and_kept(data: Path, tmp_path: Path) -> None:

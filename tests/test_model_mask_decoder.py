@@ -192,6 +192,12 @@ def test_phrases_of_one_thing_are_near_and_sides_are_told_apart():
         phrase_features("?!", 4096)
 
 
+def test_phrases_and_labels_may_be_written_in_any_letters():
+    assert not set(phrase_features("肝臓", 4096)) & set(phrase_features("脾臓", 4096))
+    assert phrase_features("hépatique", 4096) != phrase_features("h patique", 4096)
+    assert wordings("left почка")[:2] == ("left почка", "почка on the left")
+
+
 def test_wordings_keep_the_side():
     assert wordings("kidney_left")[:3] == ("left kidney", "kidney on the left", "left-sided kidney")
     assert "hydrothorax on the left" in wordings("left pleural effusion")
@@ -264,6 +270,10 @@ def test_what_is_shown_must_lie_in_the_volume():
     assert shown.points.shape == (1, 2, 1, 3)
     with pytest.raises(ValueError, match=r"point \[99.0, 4.0, 5.0\] mm lies outside .* \[-0.5, -0.5, -0.5\] to \[15.5"):
         show(batch, 1, points=[(99, 4, 5)])
+    with pytest.raises(ValueError, match=r"a point is \(3, 4\): give a list of \(x, y, z\)"):
+        show(batch, 1, points=[(3, 4)])
+    with pytest.raises(ValueError, match=r"the box is \(1, 1, 4, 4\): give \(x1, y1, z1, x2"):
+        show(batch, 1, box=(1, 1, 4, 4))
     with pytest.raises(ValueError, match=r"box 'box' from \[40.0, .* lies outside the volume, which spans \[-0.5"):
         show(batch, 1, box=(40, 1, 1, 44, 4, 4))
     with pytest.raises(ValueError, match=r"runs from \[4.0, 1.0, 1.0\] to \[1.0, 4.0, 4.0\] mm: give the lower corner"):

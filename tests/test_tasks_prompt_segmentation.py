@@ -187,7 +187,7 @@ def test_nothing_asked_is_refused():
     part = batch(range(600, 601))
     features = lm.encode(part.image, part.affine)
     with pytest.raises(ValueError, match=r"prompts are \[''\] and nothing is shown"):
-        task.segment(lm, features, part, [""])
+        task.segment(lm, features, part, [" "])
     with pytest.raises(ValueError, match=r"point \[50.0, 1.0, 1.0\] mm lies outside the volume, which spans"):
         task.segment(lm, features, part, ["left wall"], points=[(50, 1, 1)])
 

@@ -111,6 +111,8 @@ def test_all_organs_are_written_and_joined_with_headers() -> None:
     assert one["report"] == "FINDINGS:\nLiver: text 2\nKidneys: text 1\nIMPRESSION:\ntext 3"
     assert asked[0] == ["<volume>Generate a radiology report for kidneys###"] * 2
     assert len(asked) == 3
+    braces = OrganReports(lm, prompt='<volume>Describe {organ} as {"text": …}:')
+    assert braces.section_prompt(part.studies[0], "liver") == '<volume>Describe liver as {"text": …}:'
     assert join_organs({"liver": "", "spleen": "Normal.\n"}) == "FINDINGS:\nSpleen: Normal."
 
 

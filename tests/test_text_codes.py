@@ -136,6 +136,13 @@ def test_a_map_from_a_file(table):
     assert found.phecodes("Z00.00", "icd10cm") == set()
 
 
+def test_an_icd_code_without_a_phecode_has_none(table):
+    """Not that of its parent, and the file is read: published tables leave the cell empty."""
+    table.write_text(f"{MAP},E11.65,10,a repetition\n,K40.909,10,none\n")
+    assert read_map(table).phecodes("K40.909", "icd10cm") == set()
+    assert read_map(table).phecodes("E11.65", "icd10cm") == {"250.2"}
+
+
 def test_a_map_that_cannot_be_read(tmp_path, table, monkeypatch):
     bad = tmp_path / "bad.csv"
     bad.write_text("phecode,code\n250,E11\n")
@@ -143,6 +150,9 @@ def test_a_map_that_cannot_be_read(tmp_path, table, monkeypatch):
         read_map(bad)
     bad.write_text(MAP.replace(",9,", ",11,"))
     with pytest.raises(ValueError, match=r"bad.csv, line 4: flag is '11': write 9"):
+        read_map(bad)
+    bad.write_text(MAP.replace("250.1,", "DM,", 1))
+    with pytest.raises(ValueError, match=r"bad.csv, line 5: 'DM' is not a phecode: use three digits"):
         read_map(bad)
     with pytest.raises(ValueError, match=r"no code map 'icd\.csv': give a CSV"):
         read_map("icd.csv")
@@ -180,6 +190,8 @@ def test_a_vocabulary_from_a_file(tmp_path):
     path = tmp_path / "codes.csv"
     path.write_text("code,name\nJ90,effusion\nr188,ascites\n")
     assert read_vocabulary(path, "icd10cm") == {"J90": "effusion", "R18.8": "ascites"}
+    path.write_text("J90,effusion\nR18.8\n")  # no header: the first line is a code, too
+    assert read_vocabulary(path, "icd10cm") == {"J90": "effusion", "R18.8": "R18.8"}
     path.write_text("code\nJ90\nj90\n")
     with pytest.raises(ValueError, match="J90 is given twice"):
         read_vocabulary(path, "icd10cm")

@@ -1,9 +1,12 @@
 """Questions built from what is known: right by hand, balanced, answerable, and the same in every process."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from vol3d.data.questions import asked_of
+from vol3d.data.study import Study
 from vol3d.text.facts import Fact, Facts, row_facts
 from vol3d.text.ontology import KEYS
 from vol3d.text.questions import KINDS, check_choices, stream, write_questions
@@ -88,6 +91,19 @@ def test_a_label_without_a_side_wins_over_the_sides_of_the_report(label: int | N
 def test_codes_speak_of_findings_without_a_side() -> None:
     facts = row_facts(codes=["R18.8", "J90"], codes_absent=["R16.1"])
     assert dict(facts.present) == {"ascites": True, "splenomegaly": False}
+
+
+def test_codes_are_read_as_those_of_their_own_system() -> None:
+    """571.5 and 579.2 are fatty liver and a large spleen as phecodes, cirrhosis and a blind loop in ICD-9-CM."""
+    numbers = {"codes": ["571.5"], "codes_absent": ["579.2"]}
+    known = {"hepatic steatosis": True, "splenomegaly": False}
+    assert dict(row_facts(**numbers, code_system="phecode").present) == known
+    assert dict(row_facts(**numbers, code_system="icd9cm").present) == {}
+    study = Study("a", Path("a.nii.gz"), codes=["571.5"], code_system="icd9cm")
+    assert asked_of(study) == []
+    written = row_facts(codes=["k760", "none"], codes_absent=["R16.1"], code_system="icd10cm")
+    assert dict(written.present) == known
+    assert dict(row_facts(codes=["573"], code_system="phecode").present) == {}
 
 
 def test_phase_and_modality_come_from_meta() -> None:

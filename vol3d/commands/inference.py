@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from typing import Any
 
@@ -12,24 +13,32 @@ from vol3d.commands.command import Command, Result, add_device, add_reading, at_
 def _of_image(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("model", metavar="MODEL", help="folder of a saved model")
     verb.add_argument("image", metavar="IMAGE", help="NIfTI, NRRD, MHA/MHD, or a folder or zip of DICOM files")
-    _add_read(verb)
+    _add_volume(verb)
     add_device(verb)
 
 
-def _add_read(verb: argparse.ArgumentParser) -> None:
+def _add_volume(verb: argparse.ArgumentParser) -> None:
+    """How a single volume is read, as `vol3d.read` has it."""
     verb.add_argument("--series", help="which of a folder's series: UID, number or description")
     verb.add_argument("--modality", help="what it is where it is no CT in HU (MR, PT); CT vouches for its values")
     verb.add_argument("--irregular", choices=["resample"], help="interpolate uneven DICOM slices, else refused")
 
 
-def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
+def _chosen(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in ("series", "modality", "irregular")}
 
 
-def _read(arguments: argparse.Namespace) -> Any:
+_ARGUMENT = re.compile(r"\b(series|modality|irregular)= ?")
+"""What a reader's message tells a caller in Python to pass."""
+
+
+def _read(arguments: argparse.Namespace, path: str) -> Any:
     from vol3d.volume.read import read
 
-    return read(arguments.image, **_reading(arguments))
+    try:
+        return read(path, **_chosen(arguments))
+    except ValueError as error:
+        raise ValueError(_ARGUMENT.sub(r"--\1 ", str(error))) from error
 
 
 def _report(arguments: argparse.Namespace) -> Result:
@@ -39,7 +48,7 @@ def _report(arguments: argparse.Namespace) -> Result:
 
     start = time.perf_counter()
     model = trained_model(arguments)
-    text = model.report(_read(arguments))
+    text = model.report(_read(arguments, arguments.image))
     parts = split_report(text)
     data = {
         "study": Path(arguments.image).name,
@@ -59,7 +68,8 @@ def _ask_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def _ask(arguments: argparse.Namespace) -> Result:
-    answer = trained_model(arguments).ask(_read(arguments), arguments.question, arguments.choices)
+    volume = _read(arguments, arguments.image)
+    answer = trained_model(arguments).ask(volume, arguments.question, arguments.choices)
     return Result({"question": arguments.question, "choices": arguments.choices, "answer": answer}, answer)
 
 
@@ -72,9 +82,10 @@ def _segment_arguments(verb: argparse.ArgumentParser) -> None:
 def _segment(arguments: argparse.Namespace) -> Result:
     import numpy as np
 
-    from vol3d.volume.export import write
+    from vol3d.volume.export import check_suffix, write
 
-    mask = trained_model(arguments).segment(_read(arguments), arguments.prompt)
+    check_suffix(arguments.out)
+    mask = trained_model(arguments).segment(_read(arguments, arguments.image), arguments.prompt)
     write(mask, arguments.out)
     voxels = int((mask > 0).sum())
     volume_ml = voxels * float(abs(np.linalg.det(mask.affine.numpy()[:3, :3]))) / 1000
@@ -91,7 +102,7 @@ def _codes_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def _codes(arguments: argparse.Namespace) -> Result:
-    found = trained_model(arguments).codes(_read(arguments))
+    found = trained_model(arguments).codes(_read(arguments, arguments.image))
     lines = [f"{probability:.3f}  {code}" for code, probability in list(found.items())[: arguments.k]]
     return Result({"codes": found}, "\n".join(lines))
 
@@ -118,14 +129,19 @@ def _search_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("index", metavar="INDEX", help="folder that `vol3d embed` wrote")
     verb.add_argument("query", metavar="IMAGE_OR_TEXT", help="a volume's path, or words")
     verb.add_argument("-k", type=at_least(1), default=10, metavar="K")
-    _add_read(verb)
+    _add_volume(verb)
     add_device(verb)
 
 
 def _search(arguments: argparse.Namespace) -> Result:
-    from vol3d.model.index import search
+    from vol3d.model.index import is_image, search
 
-    hits = search(arguments.index, arguments.query, arguments.k, device=arguments.device, **_reading(arguments))
+    query: Any = arguments.query
+    if is_image(query):
+        query = _read(arguments, query)
+    elif told := [f"--{name}" for name, value in _chosen(arguments).items() if value is not None]:
+        raise ValueError(f"{query!r} is no file or folder, and {', '.join(told)} says how one is read: leave it out")
+    hits = search(arguments.index, query, arguments.k, device=arguments.device)
     lines = [f"{hit['score']:.3f}  {hit['study']}" for hit in hits]
     return Result({"query": arguments.query, "hits": hits}, "\n".join(lines))
 

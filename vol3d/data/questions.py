@@ -98,7 +98,7 @@ def study_facts(study: Study, *, masks: bool = False) -> Facts:
     """What a study's row, and with `masks` its files, tell."""
     facts = row_facts(
         labels=study.labels_known, report=study.report, codes=study.codes, codes_absent=study.codes_absent,
-        meta=study.meta,
+        code_system=study.code_system, meta=study.meta,
     )  # fmt: skip
     if not masks or not (study.finding_mask and study.finding_labels):
         return facts

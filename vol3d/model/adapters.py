@@ -51,7 +51,11 @@ class Prefix:
 
 
 def with_lora(model: PreTrainedModel, lora: Lora) -> nn.Module:
-    """The model in peft's wrapper, its base frozen."""
+    """The model in peft's wrapper, its base frozen.
+
+    Raises:
+        ValueError: `targets` takes in the embedding table.
+    """
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import Linear
 
@@ -64,6 +68,11 @@ def with_lora(model: PreTrainedModel, lora: Lora) -> nn.Module:
         task_type="CAUSAL_LM",
     )
     wrapped = get_peft_model(model, config)
+    if hasattr(model.get_input_embeddings(), "base_layer"):
+        raise ValueError(
+            f"lora.targets {lora.targets!r} takes in the embedding table, which is no linear layer: leave it out; the "
+            "table itself learns with train='lora+embeddings'"
+        )
     for module in wrapped.modules():
         if type(module) is Linear and not lora.dora:
             module.forward = MethodType(_scaled_early, module)
@@ -137,8 +146,9 @@ def _chosen_by(term: str, model: PreTrainedModel) -> Callable[[str], bool]:
     patterns = {
         "all": r"", "none": r"(?!)", "lora": r".*lora_",
         "prefix": r"prefix_states", "adapters": r".*lora_|prefix_states",
-        "embeddings": r".*(?:embed_tokens|wte)\b", "head": r".*(?:lm_head|embed_out)\b",
-        "norms": r"(?!prefix_states).*norm[^.]*\.(?:weight|bias)", "biases": r".*\.bias$", "tokens": r".*\.rows$",
+        "embeddings": r".*(?:embed_tokens|embed_in|word_embeddings|wte)\b", "head": r".*(?:lm_head|embed_out)\b",
+        "norms": r"(?!prefix_states).*(?:norm|\bln_)[^.]*\.(?:weight|bias)", "biases": r".*\.bias$",
+        "tokens": r".*\.rows$",
     }  # fmt: skip
     if term in patterns:
         return lambda name: re.match(patterns[term], name) is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool
@@ -202,13 +203,19 @@ def show(
     """What a user shows, the same for each of `count` prompts of each study; None when nothing is shown.
 
     Raises:
-        ValueError: a point or a box that lies outside the volume, or a mask on another grid.
+        ValueError: a point or a box that is none or lies outside the volume, or a mask on another grid.
     """
-    if not points and not negative_points and box is None and mask is None:
+    given = [*points, *negative_points]
+    if not given and box is None and mask is None:
         return None
+    if wrong := [point for point in given if np.shape(point) != (3,)]:
+        raise ValueError(f"a point is {wrong[0]!r}: give a list of (x, y, z) in RAS millimetres")
+    if box is not None and np.shape(box) != (6,):
+        raise ValueError(f"the box is {box!r}: give (x1, y1, z1, x2, y2, z2) in RAS millimetres")
     studies, device, shown = len(batch), batch.image.device, Prompts()
-    if points or negative_points:
-        every = torch.tensor([*points, *negative_points], dtype=batch.affine.dtype, device=device)
+    if given:
+        numbers = [[float(value) for value in point] for point in given]
+        every = torch.tensor(numbers, dtype=batch.affine.dtype, device=device)
         _check_inside(batch, every, "point")
         shown.points = every.expand(studies, count, -1, -1)
         labels = torch.tensor([1] * len(points) + [0] * len(negative_points), device=device)

@@ -22,13 +22,14 @@ def load_causal_lm(
     quantization: str | None = None,
     adapted: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer of a Hub name or folder.
+    """The model and tokenizer of a Hub name or folder; of a model that also sees images the language model alone.
 
     Args:
         quantization: "4bit" for NF4 by bitsandbytes. adapted: LoRA comes on top, without which 4 bits cannot learn.
 
     Raises:
-        ValueError: a name that cannot be loaded (gated, absent, unreachable), or 4 bits without a GPU or adapters.
+        ValueError: a name that cannot be loaded (gated, absent, unreachable), weights that lack some of the model's, an
+            adapter without its base's weights, or 4 bits without a GPU or adapters.
         ImportError: gguf or bitsandbytes is missing.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -51,16 +52,48 @@ def load_causal_lm(
             config = GgufConfig(dequantize=True)
         if config is not None:
             extra["quantization_config"] = config
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=getattr(torch, dtype),
             attn_implementation=attn_implementation,
             trust_remote_code=False,
+            output_loading_info=True,
             **extra,
         )
+        own = dict(model.named_parameters())
+        if missing := sorted(own.keys() & found["missing_keys"]):
+            raise ValueError(f"its weights lack {len(missing)} of {len(own)} tensors {missing[:3]}")
     except (OSError, ValueError) as error:
         raise ValueError(_why("language model", name, error, _LANGUAGE)) from error
-    return model, tokenizer
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"language model {name!r} is an adapter beside its base's weights: add it to them, "
+            f"peft.AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained(FOLDER), and "
+            "give FOLDER, the tokenizer in it"
+        )
+    return language_part(model), tokenizer
+
+
+def language_part(model: PreTrainedModel) -> PreTrainedModel:
+    """Of a model that also sees or hears (Gemma 3, MedGemma) the causal language model, its weights shared; any other
+    as it is. Here volumes come as embeddings, and what else it has would be adapted, counted and saved for nothing.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = model.config.get_text_config(decoder=True)
+    if config is model.config:
+        return model
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    config.tie_word_embeddings = head.weight is table.weight
+    with torch.device("meta"):
+        alone = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    setattr(alone, alone.base_model_prefix, model.get_decoder())
+    alone.set_output_embeddings(head)
+    alone.generation_config = model.generation_config
+    for name in ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit"):
+        if hasattr(model, name):
+            setattr(alone, name, getattr(model, name))
+    return alone
 
 
 def causal_lm_without_weights(name: str, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -77,7 +110,7 @@ def causal_lm_without_weights(name: str, dtype: str = "float32") -> tuple[PreTra
     except (OSError, ValueError) as error:
         raise ValueError(_why("language model", name, error, _LANGUAGE)) from error
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
-    return model, tokenizer
+    return language_part(model), tokenizer
 
 
 def load_text_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

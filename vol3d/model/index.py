@@ -17,6 +17,8 @@ from jaxtyping import Float
 from numpy import ndarray
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vol3d.data.manifest import Manifest
     from vol3d.model.inference import TrainedModel
 
@@ -104,8 +106,7 @@ class VolumeIndex:
             ValueError: the folder holds something else.
         """
         folder = Path(folder)
-        if folder.exists() and not (folder / "index.json").is_file() and any(folder.iterdir()):
-            raise ValueError(f"{folder} exists and is no index: choose another folder, nothing was written")
+        _check_place(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
@@ -155,7 +156,7 @@ def embed(
         workers: processes that read volumes ahead of the model.
 
     Raises:
-        ValueError: the model has no retrieval task, or the manifest no study.
+        ValueError: the model has no retrieval task, the manifest no study, or `out` holds something else.
     """
     import torch
     from tqdm import tqdm
@@ -164,6 +165,7 @@ def embed(
     from vol3d.data.parallel import batched
     from vol3d.model.inference import TrainedModel, load
 
+    _check_place(Path(out))
     trained = model if isinstance(model, TrainedModel) else load(model)
     task = trained._task("retrieval")
     studies = list(manifest if isinstance(manifest, Manifest) else Manifest.read(manifest))
@@ -182,21 +184,24 @@ def embed(
     return index
 
 
-def search(
-    folder: str | Path, query: str | Path, k: int = 10, *, device: str = "cpu", **reading: Any
-) -> list[dict[str, Any]]:
+def _check_place(folder: Path) -> None:
+    """An index may be written here: into a new or empty folder, or over an earlier index."""
+    if folder.exists() and not (folder / "index.json").is_file() and any(folder.iterdir()):
+        raise ValueError(f"{folder} exists and is no index: choose another folder, nothing was written")
+
+
+def search(folder: str | Path, query: Tensor | str | Path, k: int = 10, *, device: str = "cpu") -> list[dict[str, Any]]:
     """The studies of an index that are nearest to a volume or to words.
 
     Args:
-        folder: what `embed` wrote. query: a volume's path, or a text. device: where the model runs, as `load` has it.
-        reading: `series`, `modality`, `irregular` of a volume, as for `vol3d.read`.
+        folder: what `embed` wrote. query: a volume (its path, or what `vol3d.read` gave), or a text. device: where the
+            model runs, as `load` has it.
 
     Raises:
-        ValueError: an empty query, an image that is not there, words that are to be read as an image, or a model that
-            is gone or has other weights than it had then.
+        ValueError: an empty query, an image that is not there, or a model that is gone or has other weights than it
+            had then.
     """
     from vol3d.model.inference import load
-    from vol3d.volume.read import read
 
     index = VolumeIndex.load(folder)
     if not (Path(index.model) / "config.yaml").is_file():
@@ -209,15 +214,20 @@ def search(
             f"{index.model} has other weights than {folder} was made with: run `vol3d embed` again, vectors of two "
             "models cannot be compared"
         )
-    is_image = _is_image(query)
-    if not is_image and (told := [name for name, value in reading.items() if value is not None]):
-        raise ValueError(f"{query!r} is no file or folder, and {', '.join(told)} says how one is read: leave it out")
+    sees = is_image(query)
     model = load(index.model, device=device)
-    vector = model.embed(read(query, **reading)) if is_image else model.embed_text(str(query))
+    vector = model.embed(query) if sees else model.embed_text(str(query))
     return index.search(vector.float().cpu().numpy(), k)
 
 
-def _is_image(query: str | Path) -> bool:
+def is_image(query: Tensor | str | Path) -> bool:
+    """Whether a query is a volume, not words.
+
+    Raises:
+        ValueError: an empty text, or a path at which nothing lies.
+    """
+    if not isinstance(query, (str, Path)):
+        return True
     if isinstance(query, str) and not query.strip():
         raise ValueError("the query is empty: give a volume's path, or words to search for")
     if len(str(query)) < 1024 and Path(query).exists():

@@ -17,7 +17,7 @@ from vol3d.model.volume_lm import VolumeLM
 from vol3d.text.ontology import FINDINGS, KEYS
 from vol3d.text.parser import parse_mentions
 
-_WORD = re.compile(r"[a-z0-9]+")
+_WORD = re.compile(r"[^\W_]+")
 _SIDES = ("left", "right")
 
 

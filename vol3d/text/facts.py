@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vol3d.text.codes import normalize_code, unknown_codes
 from vol3d.text.ontology import FINDINGS, SIDES, Finding
 from vol3d.text.parser import Mention, finding_labels, parse_findings, parse_mentions
 
@@ -70,6 +71,7 @@ def row_facts(
     report: str | None = None,
     codes: Sequence[str] = (),
     codes_absent: Sequence[str] = (),
+    code_system: str | None = None,
     meta: Mapping[str, Any] | None = None,
 ) -> Facts:
     """The facts in a manifest row; where two sources speak of one finding, labels win over the report, that over codes.
@@ -78,10 +80,11 @@ def row_facts(
 
     Args:
         labels: `labels_known`; a null is unknown. report: parsed by rules; what it does not mention is unknown.
-        codes, codes_absent: ICD-10-CM codes or phecodes; those of findings we have words for are read.
+        codes, codes_absent: those of findings we have words for are read, of ICD-10-CM and phecodes; no code of
+            ICD-9-CM is. code_system: of both; None for ICD-10-CM.
         meta: "phase" (or "contrast") and "modality" are read.
     """
-    present = _coded(codes, codes_absent)
+    present = _coded(codes, codes_absent, code_system or "icd10cm")
     if report:
         present |= {key: bool(value) for key, value in finding_labels(report).items()}
     told = {_readable(name): bool(value) for name, value in (labels or {}).items() if value is not None}
@@ -133,21 +136,24 @@ def bare(key: str) -> str:
     return name if side in SIDES and name else key
 
 
-def _coded(codes: Sequence[str], absent: Sequence[str]) -> dict[str, bool]:
-    """Findings without a side that a code stands for; a code tells no side, so sided findings are left to others."""
-    names = {
-        code: kind.name
-        for kind in FINDINGS.values()
-        if not kind.sided
-        for code in (kind.icd10cm, kind.icd10cm_many, kind.phecode)
-        if code
-    }
-    # Two findings may share a phecode: what is coded for one of them is known of neither.
-    shared = {
-        kind.phecode for kind in FINDINGS.values() if [k.phecode for k in FINDINGS.values()].count(kind.phecode) > 1
-    }
-    known = {name: False for code in absent if (name := names.get(code)) and code not in shared}
-    return known | {name: True for code in codes if (name := names.get(code)) and code not in shared}
+def _coded(codes: Sequence[str], absent: Sequence[str], system: str) -> dict[str, bool]:
+    """Findings without a side that a code stands for; a code tells no side, so sided findings are left to others.
+
+    Of the codes' own system alone: 571.5 is fatty liver as a phecode, and cirrhosis in ICD-9-CM.
+    """
+    names: dict[str, list[str]] = {}
+    for kind in FINDINGS.values():
+        own = {"icd10cm": (kind.icd10cm, kind.icd10cm_many), "phecode": (kind.phecode,)}.get(system, ())
+        for code in filter(None, own):
+            names.setdefault(code, []).append("" if kind.sided else kind.name)
+
+    def named(given: Sequence[str]) -> list[str]:
+        malformed = unknown_codes(given, system)
+        told = [names.get(normalize_code(code, system), []) for code in given if code not in malformed]
+        # Two findings may share a phecode: what is coded for one of them is known of neither.
+        return [kinds[0] for kinds in told if len(kinds) == 1 and kinds[0]]
+
+    return dict.fromkeys(named(absent), False) | dict.fromkeys(named(codes), True)
 
 
 def _readable(name: str) -> str:

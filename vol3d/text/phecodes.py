@@ -63,7 +63,8 @@ def read_map(source: str | Path) -> CodeMap:
     read).
 
     Raises:
-        ValueError: an unknown name, a file that is not there or lacks a column, a flag other than 9 and 10.
+        ValueError: an unknown name, a file that is not there or lacks a column, a flag other than 9 and 10, or what is
+            no phecode (the line is told). An ICD code whose phecode is left empty has none.
         ImportError: the package that brings a named map is not installed.
     """
     if source == "auto":
@@ -102,8 +103,12 @@ def _read_csv(path: Path, name: str) -> CodeMap:
         system = _FLAGS[row["flag"]]
         if unknown_codes([row["ICD"]], system):
             continue  # ranges such as A00-A09 stand in the published tables, too
-        code = normalize_code(row["ICD"], system)
-        found[system].setdefault(code, set()).add(normalize_code(row["phecode"], "phecode"))
+        phecodes = found[system].setdefault(normalize_code(row["ICD"], system), set())
+        if not row["phecode"]:
+            continue  # the published tables hold ICD codes that have no phecode
+        if unknown_codes([row["phecode"]], "phecode"):
+            raise ValueError(f"{path}, line {number}: {row['phecode']!r} is not a phecode: use {SYSTEMS['phecode']}")
+        phecodes.add(normalize_code(row["phecode"], "phecode"))
     table = {s: {code: _leaves(codes) for code, codes in known.items()} for s, known in found.items() if known}
     return CodeMap(name, table, whole=True)
 
@@ -125,6 +130,8 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
 def read_vocabulary(source: str | Path, system: str = "phecode") -> dict[str, str]:
     """Codes and their names: "findings", "merlin", or a CSV whose first column holds codes and whose second names.
 
+    A CSV's first line may be a header: one that begins with no code of `system`.
+
     Raises:
         ValueError: an unknown name or file, a code that is none of `system`, or one that is given twice.
     """
@@ -137,7 +144,8 @@ def read_vocabulary(source: str | Path, system: str = "phecode") -> dict[str, st
     if not path.is_file():
         raise ValueError(f"no vocabulary {str(source)!r}: give a CSV of codes, or one of {', '.join(VOCABULARIES)}")
     with path.open(newline="", encoding="utf-8-sig") as file:
-        lines = [line for line in csv.reader(file) if line][1:]
+        lines = [line for line in csv.reader(file) if line]
+    lines = lines[1:] if lines and unknown_codes([lines[0][0]], system) else lines
     if wrong := unknown_codes([line[0] for line in lines], system):
         raise ValueError(f"{path}: {wrong[0]!r} is not a code of {system}: use {SYSTEMS[system]}")
     codes = [normalize_code(line[0], system) for line in lines]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from monai.data import MetaTensor
 
 _NIFTI = (".nii", ".nii.gz")
-_OTHER = (".nrrd", ".mha", ".mhd")
+_OTHER = (".nrrd", ".mha")
 
 
 def write(volume: MetaTensor, path: str | os.PathLike[str]) -> Path:
@@ -35,8 +35,7 @@ def write(volume: MetaTensor, path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     name = path.name.lower()
-    if not name.endswith((*_NIFTI, *_OTHER)) or name.endswith(".mhd"):
-        raise ValueError(f"{path}: cannot write this suffix; use {', '.join((*_NIFTI, *_OTHER[:2]))}")
+    check_suffix(path)
     affine = affine_of(volume)
     values = (volume.as_tensor() if hasattr(volume, "as_tensor") else volume).detach().cpu().numpy()
     if values.ndim != 4 or values.shape[0] != 1:
@@ -48,6 +47,16 @@ def write(volume: MetaTensor, path: str | os.PathLike[str]) -> Path:
         else:
             _write_itk(array, affine, temporary, volume.meta.get("labels") or {})
     return path
+
+
+def check_suffix(path: str | os.PathLike[str]) -> None:
+    """Whether `write` knows the format, told before a model runs.
+
+    Raises:
+        ValueError: a suffix that is not written.
+    """
+    if not Path(path).name.lower().endswith((*_NIFTI, *_OTHER)):
+        raise ValueError(f"{path}: cannot write this suffix; use {', '.join((*_NIFTI, *_OTHER))}")
 
 
 def _compact(values: NDArray[Any], path: Path) -> NDArray[Any]:
