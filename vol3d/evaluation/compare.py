@@ -50,7 +50,7 @@ def compare(
     rows = manifest if isinstance(manifest, Manifest) else Manifest.read(manifest or _manifest_of(folders[0]))
     # Predictions of validation studies, kept for thresholds, are not what was scored.
     split = _evaluation(folders[0]).get("split")
-    rows = rows if split is None else rows.split(split)
+    rows = (rows if split is None else rows.split(split)).by_name()
     both = [s for s in rows if s.study in one and s.study in two and "twin_of" not in s.meta]
     samples, settings = _samples(folders), (_settings(folders[0]), _settings(folders[1]))
     sides = Sides(both, one, two, samples, replicates, seed, settings)
