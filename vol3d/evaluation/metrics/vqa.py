@@ -59,11 +59,11 @@ def read_choice(output: str, choices: Sequence[str]) -> int | None:
 
 
 def m3d_substring_correct(output: str, answer: int) -> bool:
-    """Is the right letter with a full stop anywhere in the output?
+    """Is the right letter with a full stop anywhere in the output? A choice behind the 26th has none.
 
     Source: BAAI-DCAI/M3D, Bench/eval/eval_vqa.py.
     """
-    return f"{LETTERS[answer]}." in output
+    return answer < len(LETTERS) and f"{LETTERS[answer]}." in output
 
 
 def score_closed(
