@@ -17,7 +17,7 @@ from vol3d.evaluation.compare_page import head_to_head
 from vol3d.evaluation.headline import is_score
 from vol3d.evaluation.metrics.findings import DEFINITIONS as FINDING_DEFINITIONS
 from vol3d.evaluation.metrics.text import DEFINITIONS as TEXT_DEFINITIONS
-from vol3d.evaluation.page_faithfulness import faithfulness_groups
+from vol3d.evaluation.page_faithfulness import faithfulness_groups, shown_volumes
 from vol3d.evaluation.page_tables import finding_rows, other_tiles, report_tiles, row_of, subgroup_tables, table_of
 from vol3d.evaluation.titles import TASKS, format_p, format_score, title_of
 
@@ -73,6 +73,7 @@ def render_page(
         leakage=_leakage(evaluation.get("leakage") or {}),
         twins="changed" in ((evaluation.get("faithfulness") or {}).get("twins") or {}),
         probed=bool(set(evaluation.get("faithfulness") or {}) - {"twins"}),
+        shown=shown_volumes(evaluation.get("faithfulness") or {}),
         charts=loss_charts(history or []),
         subgroups=subgroup_tables(evaluation.get("subgroups") or {}),
         abstention=[
