@@ -91,9 +91,11 @@ def render_page(
 
 def _leakage(block: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was found as (name, text) lines; lists are counted, with the first few named."""
+    if block.get("other_studies") == 0:
+        return [("Not looked for", "the manifest holds no study of another split: give one with the training studies")]
     lines = []
     for name, value in block.items():
-        if name in ("clean", "test_reports", "definitions"):
+        if name in ("clean", "test_reports", "other_studies", "definitions"):
             continue
         if isinstance(value, (list, tuple)):
             of = f" of {block['test_reports']}" if "reports" in name and block.get("test_reports") else ""
