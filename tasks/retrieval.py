@@ -197,9 +197,12 @@ class Retrieval(Task):
         from vol3d.evaluation.metrics.baselines import blind
         from vol3d.evaluation.metrics.retrieval import score_retrieval
 
-        vectors = {study.study: evidence.predictions[study.study]["retrieval"] for study in evidence.studies}
-        studies = [study for study in evidence.studies if vectors[study.study]["text"] is not None]
-        if not studies:
+        everyone = [*evidence.studies, *evidence.others]
+        vectors = {study.study: evidence.predictions[study.study]["retrieval"] for study in everyone}
+        studies = [study for study in everyone if vectors[study.study]["text"] is not None]
+        names = {study.study for study in evidence.studies}
+        asked = np.array([study.study in names for study in studies], dtype=bool)
+        if not asked.any():
             return {}
         patients = [study.patient for study in studies]
         volumes, texts = (np.array([vectors[study.study][side] for study in studies]) for side in ("volume", "text"))
@@ -208,6 +211,7 @@ class Retrieval(Task):
             "reports": words,
             "distinct": [says(text, self.equal) for text in words],
             "other_pools": OTHER_POOLS,
+            "asked": asked,
             "replicates": evidence.replicates,
             "seed": evidence.seed,
         }

@@ -1,9 +1,12 @@
 """The head-to-head with the model one was fine-tuned from, found by what the model's folder says."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 from toy_models import LEFT, Answers, Says, toy, words
 
+from vol3d.data.manifest import Manifest
 from vol3d.evaluation.run import evaluate
 
 
@@ -59,3 +62,16 @@ def test_why_there_is_none(runs):
     assert "0 of them are in both" in note()
     with pytest.raises(ValueError, match="0 of them are in both"):
         evaluate(good, manifest, out=out, replicates=20, base=there)
+
+
+def test_a_base_that_cannot_be_told_apart_by_a_p_value_has_its_page_too(runs):
+    """Of one patient there is no interval and no p."""
+    folder, good, poor, manifest = runs
+    one = Manifest([replace(study, patient="p") for study in manifest[:4]])
+    evaluate(poor, one, out=folder / "base" / "evaluation", replicates=20)
+    out = folder / "tuned" / "evaluation"
+    evaluate(good, one, out=out, replicates=20)
+    for name in ("evaluation", "comparison"):
+        page = (out / f"{name}.html").read_text()
+        assert "No score of both has a p-value" in page
+        assert "one patient: no interval" in page

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from vol3d.evaluation.metrics.baselines import NORMAL_REPORT, always_normal, blind, collapse, key_prior, text_prior
+from vol3d.evaluation.metrics.structured import score_structured
+from vol3d.evaluation.metrics.vqa import score_questions
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -42,6 +44,19 @@ def test_priors():
     assert key_prior([{"x"}, {"y"}, {"x"}], 2) == [{"x"}] * 2
     with pytest.raises(ValueError, match="0 answers to take the most common of, for 3 studies"):
         text_prior([], 3)
+
+
+def test_of_equally_common_answers_the_order_of_rows_decides_nothing():
+    texts, keys = ["effusion", "clear", "clear", "effusion"], [{"y", "x"}, {"z"}, {"z"}, {"x", "y"}]
+    asked = [{"question": "Phase?", "answer": answer} for answer in texts]
+    rows = [[{"finding": "cyst", "side": None, "size_mm": size, "certainty": "sure"}] for size in (9, 5, 7)]
+    for step in (1, -1):
+        assert text_prior(texts[::step], 1) == always_normal(1, texts[::step], [set()] * 4) == ["clear"]
+        assert key_prior(keys[::step], 1) == [{"x", "y"}]
+        open_ = score_questions({"s": asked[:1]}, {"s": [{"answer": "x"}]}, {"s": "p"}, training=asked[::step])
+        assert open_["vqa_open"]["baselines"]["text_prior"]["exact_match"] == 0
+        prior = score_structured(rows[:1], rows[:1], ["p"], training=rows[::step])["baselines"]["text_prior"]
+        assert prior["size_error_mm"] == 4
 
 
 def test_collapse_is_seen():

@@ -5,11 +5,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from labelled_world import model
 from world import study as box_study
 
 from vol3d.data.study import Study
 from vol3d.evaluation.case import _PREDICTED, _TRUE, case_view
 from vol3d.evaluation.cases import _texts, show_cases
+from vol3d.tasks import EHRCodes
 from vol3d.volume.runs import encode_runs
 
 
@@ -70,6 +72,16 @@ def test_nothing_drawn_and_nothing_there():
     trained = SimpleNamespace(sample=lambda study: sample, tasks={})
     (case,) = show_cases(trained, [sample.study], {sample.study.study: {"report": "The chest is normal."}})
     assert (case.outlined, case.overlays, case.predicted_overlays) == ("", None, None)
+
+
+def test_codes_are_shown_as_the_task_judges_them():
+    """Mapped to its system and known in truth: not ICD codes missed and phecodes invented."""
+    task = EHRCodes(model(), codes=["507", "572", "416"])
+    study = Study(study="s", image=Path("s.nii.gz"), codes=["J90"], codes_absent=["R18.8"], code_system="icd10cm")
+    said = {"codes": {"507": 0.7, "572": 0.8, "416": 0.9}}
+    truth, output, true, given = _texts(SimpleNamespace(tasks={"codes": task}), study, said)
+    assert (truth, output) == ("507", "416: 0.90\n572: 0.80\n507: 0.70")
+    assert (true, given) == ({"507"}, {"507", "572"}), "nothing is known of 416"
 
 
 def test_a_model_that_gives_boxes_alone_has_cases_too():

@@ -69,6 +69,20 @@ def test_two_folders(tmp_path):
     assert got["tasks"]["report"]["wins"] == 20
 
 
+def test_another_truth_of_the_same_names_is_told(tmp_path):
+    (tmp_path / "s.nii.gz").touch()
+    for name, texts in (("one", [ILL, WELL, ILL]), ("two", [ILL, ILL, ILL])):
+        rows = [{"study": f"s{i}", "image": "s.nii.gz", "patient": f"p{i}", "report": t} for i, t in enumerate(texts)]
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+        write(tmp_path / name, {row["study"]: ILL for row in rows}, path)
+    (note,) = compare(tmp_path / "one", tmp_path / "two", replicates=20)["notes"]
+    assert note.startswith(f"1 of 3 studies have another truth in {tmp_path / 'two.jsonl'}")
+    assert "(s1)" in note
+    same = compare(tmp_path / "one", tmp_path / "two", manifest=tmp_path / "two.jsonl", replicates=20)
+    assert same["notes"] == []
+
+
 def test_what_both_scored_and_cannot_be_compared_is_told(tmp_path):
     image = tmp_path / "s.nii.gz"
     image.touch()

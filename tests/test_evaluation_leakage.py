@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vol3d.evaluation.leakage import check_leakage, near_duplicates
+from vol3d.evaluation.page import render_page
 
 LONG = (
     "The liver is enlarged with a hypodense lesion in segment seven measuring two centimetres. The spleen is normal. "
@@ -25,6 +26,16 @@ class Row:
 
     def __post_init__(self):
         self.image = self.image or f"{self.study}.nii.gz"
+
+
+def test_a_manifest_of_the_scored_split_alone_is_not_called_clean():
+    got = check_leakage([Row("a", "p1", "test"), Row("b", "p2", "test")])
+    assert (got["other_studies"], got["clean"]) == (0, None)
+    page = render_page({"leakage": got})
+    assert "the manifest holds no study of another split" in page
+    assert "Patients across splits" not in page
+    both = check_leakage([Row("a", "p1", "test"), Row("b", "p2", "train")])
+    assert "Patients across splits" in render_page({"leakage": both})
 
 
 def test_a_clean_manifest_is_clean():

@@ -200,6 +200,21 @@ def test_probes_and_calibration_are_shown():
     assert reliability_chart([]) is None
 
 
+def test_only_the_changed_volumes_that_were_shown_are_told():
+    nothing = {"value": None, "low": None, "high": None, "note": "not applicable: no mask"}
+    asked = {
+        "blank": score(1.0),
+        "erase": nothing,
+        "noise": {"same_findings": score(0.8)},
+        "image_dependence": score(0.5),
+    }
+    page = render_page({"faithfulness": {"report": asked}})
+    assert "empty ones, after which what it says must change; and a little noise, after which it should stay." in page
+    alone = render_page({"faithfulness": {"retrieval": {"image_dependence": score(0.5)}}})
+    assert "shown changed volumes" not in alone
+    assert "another patient&#39;s volume, its control" in alone.replace("patient's", "patient&#39;s")
+
+
 def test_loss_chart():
     chart = loss_chart(HISTORY)
     assert [curve["name"] for curve in chart["curves"]] == ["train loss", "val loss"]

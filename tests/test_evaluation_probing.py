@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from toy_models import LEFT, NORMAL, RIGHT, Answers, Codes, Nothing, Says, believes, named, sampler, toy, words
 
 from vol3d.data.manifest import Manifest
 from vol3d.evaluation.controls import against_control, verdict
+from vol3d.evaluation.probe_pairs import look_alikes
 from vol3d.evaluation.probing import PROBES
 from vol3d.evaluation.run import evaluate
 from vol3d.evaluation.summary import summary
@@ -156,6 +158,22 @@ def test_one_that_says_something_else_each_time_reacts_as_much_to_nothing():
     assert got["low"] > 0.4
     assert got["control"] == got["value"] == 0.6
     assert verdict(got) == "caught"
+
+
+def test_look_alike_pairs_are_of_different_patients():
+    """A pair counted from both ends would be two patients who always agree, and let a blind model escape too often."""
+    angles = np.radians([0, 2, 5, 60, 61, 65])
+    looks = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    truths = [{LEFT}, {LEFT}, {RIGHT}, {LEFT}, {RIGHT}, set()]
+    assert look_alikes(looks, truths, "abcdef") == [(3, 4), (1, 2), (0, 5)]
+    assert look_alikes(looks, truths, "abbaef") == [(3, 4), (2, 5)], "no patient with itself, none twice"
+
+
+def test_seven_pairs_of_look_alikes_prove_nothing(tmp_path):
+    model, manifest = toy(Says(), count=14)
+    score = evaluate(model, manifest, out=tmp_path, probes=["confusable"], replicates=20)["faithfulness"]["report"]
+    assert score["confusable"]["value"] == 1
+    assert "too few patients" in score["not_judged"]["confusable"]
 
 
 def test_few_patients_prove_nothing():

@@ -87,11 +87,28 @@ def test_a_killed_evaluation_goes_on(tmp_path):
     again, _ = toy(Says())
     again.sample, shown = (lambda volume, own=again.sample: shown.append(volume.study) or own(volume)), []
     evaluate(again, manifest, out=tmp_path / "half", replicates=20, batch_size=4)
-    assert shown[:12] == [f"s{number}" for number in range(12, 24)]
+    assert shown[:12] == sorted(f"s{number}" for number in range(24))[12:]
     one, two = (read_predictions(tmp_path / name) for name in ("whole", "half"))
     assert one == two
     scores = [json.loads((tmp_path / name / "evaluation.json").read_text())["tasks"] for name in ("whole", "half")]
     assert scores[0] == scores[1]
+
+
+def test_the_order_of_rows_and_the_batch_size_decide_nothing(tmp_path):
+    model, manifest = toy(Says(), Answers())
+    rows = [replace(study, split=["test", "train"][n % 3 == 0]) for n, study in enumerate(manifest)]
+    shuffled = [rows[place] for place in np.random.default_rng(0).permutation(len(rows))]
+    written, compared = [], []
+    for name, order, size in (("one", rows, 16), ("two", shuffled, 5)):
+        out = tmp_path / name
+        told = evaluate(model, Manifest(order), out=out, replicates=20, batch_size=size, by=["sex"], probes=["noise"])
+        written.append(((out / "predictions.jsonl").read_text(), told | {"seconds": 0, "base": {}}))
+        poor, _ = toy(Says(words([LEFT])))
+        evaluate(poor, Manifest(order), out=tmp_path / f"poor {name}", replicates=20)
+        compared.append(compare(out, tmp_path / f"poor {name}", manifest=Manifest(order), replicates=20)["tasks"])
+    assert written[0] == written[1]
+    assert compared[0] == compared[1]
+    evaluate(model, Manifest(shuffled), out=tmp_path / "one", replicates=20)  # the same studies: nothing is refused
 
 
 def test_predictions_of_another_model_are_refused(tmp_path):

@@ -101,6 +101,13 @@ def test_empty_and_equal():
     assert list(score_text(["a"], ["a"], ["p"], replicates=5)) == list(TEXT_METRICS)
 
 
+def test_equal_words_of_few_patients_claim_no_certainty():
+    said = [f"there is a finding of size {number} mm" for number in range(10)]
+    scores = score_text(said, said, list(range(10)), replicates=20)
+    assert {name: score["value"] for name, score in scores.items()} == dict.fromkeys(TEXT_METRICS, 1.0)
+    assert all(score["low"] == pytest.approx(0.025**0.1) for score in scores.values())
+
+
 def test_lengths_are_checked():
     with pytest.raises(ValueError, match="1 truths, 2 predictions, 1 patients"):
         score_text(["a"], ["a", "b"], ["p"])

@@ -54,6 +54,13 @@ def test_m3d_counts_an_output_that_lists_every_letter():
     assert got["baselines"]["text_prior"]["accuracy"] == pytest.approx(2 / 3)
 
 
+def test_a_choice_behind_z_is_read_by_its_words():
+    choices = [f"segment {number}" for number in range(40)]
+    got = score_closed([choices[30], choices[3]], [choices] * 2, [30, 3], "ab", blind_outputs=["x", choices[30]])
+    assert got["accuracy"]["value"] == got["readable"]["value"] == 1
+    assert got["m3d_substring_accuracy"]["value"] == 0.5, "M3D-Bench knows choices by letters alone"
+
+
 def test_blind_of_one_patient_is_undefined():
     got = score_closed(["A", "B"], [CHOICES] * 2, [0, 1], ["a", "a"], replicates=10)
     assert got["accuracy"]["value"] == 1

@@ -13,6 +13,7 @@ from world import FINDINGS, World, dealt, study, trainer
 
 import vol3d
 from vol3d.data.batch import Batch, Sample, collate
+from vol3d.evaluation.groups import score_groups
 from vol3d.model.interfaces import Evidence, Features
 from vol3d.model.pretrained import build, save
 from vol3d.model.text_encoder import PretrainedText, SentenceEncoder, text_encoder
@@ -108,6 +109,26 @@ def test_studies_that_cannot_be_dealt_or_that_say_the_same_are_scored() -> None:
         assert scores["recall@1"]["value"] == score
         assert scores["baselines"]["blind"]["recall@1"] is None
     assert scores["recall@1"]["note"] == "one text: nothing to choose from"
+
+
+def test_a_group_is_found_among_everybody() -> None:
+    """Among its own twelve a small group would find more than a large one, whatever the model."""
+    rng = np.random.default_rng(0)
+    task = Retrieval(shared(), text_encoder=SMALL, queries=4, embed_dim=16)
+    studies = [
+        replace(study(number).study, report=f"Study {number}.", meta={"sex": "F" if number < 12 else "M"})
+        for number in range(60)
+    ]
+    rows = {}
+    for one in studies:
+        vector = rng.normal(size=16)
+        rows[one.study] = {"retrieval": {"volume": vector, "text": vector + 1.2 * rng.normal(size=16)}}
+    evidence = Evidence(studies, rows, replicates=20)
+    blocks = task.score(evidence)
+    scores = score_groups([task], evidence, blocks, ["sex"])["sex"]["retrieval"]["scores"]
+    for metric in ("recall@1", "mrr"):
+        few, many = (scores[metric]["groups"][sex]["value"] for sex in "FM")
+        assert (12 * few + 48 * many) / 60 == pytest.approx(blocks["retrieval"][metric]["value"])
 
 
 @pytest.mark.slow

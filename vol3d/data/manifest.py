@@ -128,6 +128,10 @@ class Manifest(Sequence[Study]):
             raise ValueError(f"split {name!r} is none of {', '.join(SPLITS)}")
         return Manifest((study for study in self.studies if study.split == name), self.path)
 
+    def by_name(self) -> Manifest:
+        """The studies in the order of their names, whatever that of the rows."""
+        return Manifest(sorted(self.studies, key=lambda study: study.study), self.path)
+
     @classmethod
     def read(cls, path: str | Path, *, allow_outside: bool = False) -> Manifest:
         """Reads and checks a manifest (.jsonl, .csv, .tsv, .parquet, or a folder holding manifest.jsonl).

@@ -67,11 +67,13 @@ def _texts(trained: TrainedModel, study: Study, row: Mapping[str, Any]) -> Texts
             for answers in ([q["answer"] for q, _ in pairs], [a["answer"] for _, a in pairs])
         ]
         return "\n".join(sides[0]), "\n".join(sides[1]), set(sides[0]), set(sides[1])
-    if row.get("codes") and (study.codes or study.codes_absent):
+    if row.get("codes") and "codes" in kinds and kinds["codes"].labelled(study):
+        judged: Any = kinds["codes"]  # its truth: mapped to its system, with the codes above and below
+        known = {code: label for code, label in zip(judged.codes, judged.truth(study), strict=True) if label in (0, 1)}
+        true = [code for code, label in known.items() if label]
         said = sorted((code for code, p in row["codes"].items() if p >= 0.5), key=lambda code: -row["codes"][code])
-        known = {*study.codes, *study.codes_absent}
         shown = "\n".join(f"{code}: {row['codes'][code]:.2f}" for code in said)
-        return "\n".join(study.codes), shown or "no code", set(study.codes), set(said) & known or set(said)
+        return "\n".join(true) or "no code", shown or "no code", set(true), set(said) & known.keys()
     if row.get("boxes") and not row.get("segmentation"):
         shown = [(box["label"], box) for box in row["boxes"] if box["score"] >= 0.5]
         texts = [

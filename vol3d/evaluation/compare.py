@@ -50,7 +50,7 @@ def compare(
     rows = manifest if isinstance(manifest, Manifest) else Manifest.read(manifest or _manifest_of(folders[0]))
     # Predictions of validation studies, kept for thresholds, are not what was scored.
     split = _evaluation(folders[0]).get("split")
-    rows = rows if split is None else rows.split(split)
+    rows = (rows if split is None else rows.split(split)).by_name()
     both = [s for s in rows if s.study in one and s.study in two and "twin_of" not in s.meta]
     samples, settings = _samples(folders), (_settings(folders[0]), _settings(folders[1]))
     sides = Sides(both, one, two, samples, replicates, seed, settings)
@@ -60,7 +60,7 @@ def compare(
             f"{folders[0]} has {len(one)} studies, {folders[1]} has {len(two)}, {len(both)} of them are in both and "
             "none has a truth that both predict: evaluate the two models on the same manifest"
         )
-    notes = []
+    notes = _told_otherwise(both, folders[1])
     if samples is None and sides.both("segmentation", dict):
         notes.append(
             "masks are not compared: a model's folder, which tells their grid, is not where evaluation.json says"
@@ -85,6 +85,28 @@ def compare(
 
         write_comparison(result, Path(out))
     return result
+
+
+_TRUTH = ("patient", "report", "codes", "codes_absent", "labels_known", "outcomes", "questions", "boxes")
+
+
+def _told_otherwise(studies: Sequence[Study], second: Path) -> list[str]:
+    """A note where the manifest that the second was evaluated on says something else of the same studies."""
+    from vol3d.data.manifest import Manifest
+
+    path = Path(_evaluation(second).get("manifest", ""))
+    if not path.is_file():
+        return []
+    known = {study.study: study for study in Manifest.read(path)}
+    pairs = [(study, known[study.study]) for study in studies if study.study in known]
+    differ = [one.study for one, two in pairs if any(getattr(one, name) != getattr(two, name) for name in _TRUTH)]
+    if not differ:
+        return []
+    return [
+        f"{len(differ)} of {len(studies)} studies have another truth in {path}, on which the second was evaluated "
+        f"({', '.join(differ[:3])}{', …' if len(differ) > 3 else ''}): both models are judged by one truth here, and a "
+        "study of the same name must be the same exam"
+    ]
 
 
 def comparison_text(result: Mapping[str, Any]) -> str:

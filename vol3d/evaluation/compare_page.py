@@ -60,6 +60,8 @@ def head_to_head(result: Mapping[str, Any]) -> dict[str, Any]:
 def verdict(tasks: Sequence[Mapping[str, Any]], first: str = "the first model") -> str:
     """The comparison in one sentence, by the corrected p-values."""
     rows = [row for task in tasks for row in task["rows"] if row["holm"] is not None]
+    if not rows:
+        return "No score of both has a p-value: one patient, or none whose truth allows a score."
     sure = [row["clear"] for row in rows if row["holm"] < 0.05]
     better, worse = sure.count("better"), sure.count("worse")
     return (

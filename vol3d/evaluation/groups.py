@@ -60,7 +60,9 @@ def score_groups(
         ) -> dict[str, Any]:
             key = tuple(rows)
             if key not in scored:
-                part = replace(evidence, studies=[studies[row] for row in rows], blind=None)
+                own = [studies[row] for row in rows]
+                others = [study for row, study in enumerate(studies) if row not in set(rows)]
+                part = replace(evidence, studies=own, others=others, blind=None)
                 scored[key] = {}
                 for task in tasks:
                     scored[key] |= _try(task, part)

@@ -29,6 +29,7 @@ DEFINITIONS = {
     "images_across_splits": "image files, or equal image fingerprints, in more than one split",
     "volumes_across_splits": "pairs of studies in two splits whose volumes look the same (16³ pictures correlate above "
     "0.9985), even under another name or format",
+    "other_studies": "studies of other splits in the manifest, with which those of the scored one were compared",
     "reports_seen_in_training": "studies of the scored split whose report is word for word one of another split "
     "(short and normal reports repeat by nature)",
     "near_duplicate_reports": "reports of the scored split whose word triples overlap with one of another split by at "
@@ -55,8 +56,8 @@ def check_leakage(
 
     Returns:
         "patients_across_splits" and "images_across_splits" (sorted names), "reports_seen_in_training" and
-        "near_duplicate_reports" (test study names), "test_reports", "clean": true when no patient and no image is
-        shared, and "definitions".
+        "near_duplicate_reports" (test study names), "test_reports", "other_studies" (how many there were to compare
+        with), "clean": true when no patient and no image is shared, null without any other study, and "definitions".
     """
     rows = [study for study in studies if study.split and "twin_of" not in (study.meta or {})]
     reports = {study.study: _normal(study.report) for study in rows if study.report}
@@ -68,6 +69,7 @@ def check_leakage(
     fresh = [study for study in tested if reports[study] not in seen]
     near = near_duplicates([reports[study] for study in fresh], sorted(seen), similarity=similarity)
     alike = [] if looks is None else _alike(rows, looks)
+    others = sum(study.split != test for study in rows)
     return {
         "patients_across_splits": patients,
         "images_across_splits": images,
@@ -75,7 +77,8 @@ def check_leakage(
         "reports_seen_in_training": [study for study in tested if reports[study] in seen],
         "near_duplicate_reports": [fresh[i] for i in sorted({i for i, _, _ in near})],
         "test_reports": len(tested),
-        "clean": not patients and not images and not alike,
+        "other_studies": others,
+        "clean": not patients and not images and not alike if others else None,
         "definitions": DEFINITIONS,
     }
 

@@ -17,7 +17,7 @@ from vol3d.evaluation.compare_page import head_to_head
 from vol3d.evaluation.headline import is_score
 from vol3d.evaluation.metrics.findings import DEFINITIONS as FINDING_DEFINITIONS
 from vol3d.evaluation.metrics.text import DEFINITIONS as TEXT_DEFINITIONS
-from vol3d.evaluation.page_faithfulness import faithfulness_groups
+from vol3d.evaluation.page_faithfulness import faithfulness_groups, shown_volumes
 from vol3d.evaluation.page_tables import finding_rows, other_tiles, report_tiles, row_of, subgroup_tables, table_of
 from vol3d.evaluation.titles import TASKS, format_p, format_score, title_of
 
@@ -73,6 +73,7 @@ def render_page(
         leakage=_leakage(evaluation.get("leakage") or {}),
         twins="changed" in ((evaluation.get("faithfulness") or {}).get("twins") or {}),
         probed=bool(set(evaluation.get("faithfulness") or {}) - {"twins"}),
+        shown=shown_volumes(evaluation.get("faithfulness") or {}),
         charts=loss_charts(history or []),
         subgroups=subgroup_tables(evaluation.get("subgroups") or {}),
         abstention=[
@@ -90,9 +91,11 @@ def render_page(
 
 def _leakage(block: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was found as (name, text) lines; lists are counted, with the first few named."""
+    if block.get("other_studies") == 0:
+        return [("Not looked for", "the manifest holds no study of another split: give one with the training studies")]
     lines = []
     for name, value in block.items():
-        if name in ("clean", "test_reports", "definitions"):
+        if name in ("clean", "test_reports", "other_studies", "definitions"):
             continue
         if isinstance(value, (list, tuple)):
             of = f" of {block['test_reports']}" if "reports" in name and block.get("test_reports") else ""

@@ -33,6 +33,34 @@ def faithfulness_groups(block: Mapping[str, Any]) -> list[dict[str, Any]]:
     return groups
 
 
+_CHANGES = {
+    "blank": "empty ones",
+    "shuffled": "another patient's",
+    "mirror": "mirrored ones",
+    "erase": "ones with a finding erased",
+}
+_NO_CHANGES = {
+    "noise": "a little noise",
+    "shift_hu": "other HU",
+    "thick_slices": "thick slices",
+    "missing_slices": "missing slices",
+    "contrast_phase": "another contrast phase",
+}
+
+
+def shown_volumes(block: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """What changed volumes some task was shown, after which its output must change, and after which it should stay."""
+    tasks = [scores for scores in block.values() if isinstance(scores, Mapping)]
+
+    def shown(probe: str) -> bool:
+        scores = [scores[probe] for scores in tasks if isinstance(scores.get(probe), Mapping)]
+        parts = [[score] if is_score(score) else score.values() for score in scores]
+        return any(part["value"] is not None for some in parts for part in some)
+
+    must, stay = ([words for probe, words in kind.items() if shown(probe)] for kind in (_CHANGES, _NO_CHANGES))
+    return must, stay
+
+
 def _probe_row(name: str, score: Mapping[str, Any], of: str = "") -> dict[str, Any]:
     row = row_of(name, score, {"control": {name: score["control"]}} if "control" in score else {})
     over = score.get("over_control") or {}

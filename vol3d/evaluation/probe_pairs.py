@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
 
 def confusable(judge: TextJudge, evidence: Evidence) -> dict[str, Any]:
-    """Each study with the one of another patient that looks most like it and has other findings: does either output fit
-    its own study better? The control are the same two outputs exchanged.
+    """Pairs of studies of two patients that look alike and have other findings: does either output fit its own study
+    better? The control are the same two outputs exchanged. No patient is in two pairs, so that an output counts once: a
+    pair that were taken from either end would be two patients who always agree.
 
     Source: after the pairs of MediConfusion (Sepehri et al. 2024, arXiv:2409.15477), there of images that an encoder
     confuses.
@@ -36,24 +38,32 @@ def confusable(judge: TextJudge, evidence: Evidence) -> dict[str, Any]:
     shown = [evidence.sample(replace(study, mask=None, finding_mask=None)) for study in studies]
     looks = np.stack([thumbnail(sample.hu[0].numpy()) for sample in shown])
     right, crossed, who = [], [], []
-    for row, alike in enumerate(looks @ looks.T):
-        others = [
-            column
-            for column in np.argsort(-alike).tolist()
-            if studies[column].patient != studies[row].patient and truths[column] != truths[row]
-        ]
-        for column in others[:1]:
-            # How much better each of the two outputs fits its own study than the other's.
-            fits = [
-                study_f1(truths[one], said[one]) - study_f1(truths[two], said[one])
-                for one, two in ((row, column), (column, row))
-            ]
-            right.append(float(min(fits) > 0))
-            crossed.append(float(max(fits) < 0))
-            who.append(studies[row].patient)
+    for pair in look_alikes(looks, truths, [study.patient for study in studies]):
+        # How much better each of the two outputs fits its own study than the other's.
+        fits = [study_f1(truths[one], said[one]) - study_f1(truths[two], said[one]) for one, two in (pair, pair[::-1])]
+        right.append(float(min(fits) > 0))
+        crossed.append(float(max(fits) < 0))
+        who.append(studies[pair[0]].patient)
     if not right:
         return undefined(f"{NOT_APPLICABLE}no two patients differ in findings")
     return against_control(right, crossed, [1.0] * len(right), who, replicates=evidence.replicates, seed=evidence.seed)
+
+
+def look_alikes(
+    looks: ndarray, truths: Sequence[AbstractSet[str]], patients: Sequence[Hashable]
+) -> list[tuple[int, int]]:
+    """Pairs of studies that differ in findings, the most alike first, each patient in one pair at most."""
+    alike = looks @ looks.T
+    first, second = np.triu_indices(len(looks), 1)
+    pairs: list[tuple[int, int]] = []
+    taken: set[Hashable] = set()
+    for place in np.argsort(-alike[first, second], kind="stable"):
+        one, two = int(first[place]), int(second[place])
+        both = {patients[one], patients[two]}
+        if len(both) == 2 and truths[one] != truths[two] and not both & taken:
+            pairs.append((one, two))
+            taken |= both
+    return pairs
 
 
 def thumbnail(hu: ndarray, size: int = 16) -> ndarray:

@@ -47,9 +47,9 @@ DEFINITIONS = {
     "tissue around them",
     "claim": "share of studies that stay without a finding that only the prompt claims; control: the same prompt over "
     "the volume of a patient who has it",
-    "confusable": "share of pairs of studies that look alike and differ in findings in which either output fits its "
-    "own study better than the other (after MediConfusion's pairs, Sepehri et al. 2024, arXiv:2409.15477); control: "
-    "the outputs exchanged",
+    "confusable": "share of pairs of studies that look alike and differ in findings (no patient in two) of which "
+    "either output fits its own study better than the other (after MediConfusion's pairs, Sepehri et al. 2024, "
+    "arXiv:2409.15477); control: the outputs exchanged",
     "same_findings": "share of changed volumes of which exactly the same findings are reported as before",
     "f1_change": "finding F1 on the changed volumes − on the volumes as they are",
     "image_dependence": "(score − blind score) / (1 − blind score) of the task's headline, paired by study: 0 when "

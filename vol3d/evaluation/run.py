@@ -85,6 +85,7 @@ def evaluate(
     start = time.perf_counter()
     trained = model if isinstance(model, TrainedModel) else load(model)
     whole = with_prior_reports(manifest if isinstance(manifest, Manifest) else Manifest.read(manifest))
+    whole = whole.by_name()  # patients are drawn and dealt by their place: the order of rows must decide nothing
     split = _split(whole, split)
     studies = list(whole if split is None else whole.split(split))
     scored = [study for study in studies if "twin_of" not in study.meta]

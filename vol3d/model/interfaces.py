@@ -175,6 +175,7 @@ class Evidence:
     Args:
         studies: the studies that are scored. training: of the same manifest, for baselines that know its labels.
         validation: for thresholds and calibration, which must never see `studies`.
+        others: what else was predicted where `studies` are a group of it: they compete in retrieval.
         predictions: study name → its row, of `studies` and, for a task with `calibrates`, of `validation`.
         blind: predicts `studies` again, each from another patient's volume, study name → row. Costs a pass.
         sample: a study with its masks on the model's grid.
@@ -185,6 +186,7 @@ class Evidence:
     predictions: Mapping[str, Mapping[str, Any]]
     training: Sequence[Study] = ()
     validation: Sequence[Study] = ()
+    others: Sequence[Study] = ()
     blind: Callable[[], Mapping[str, Mapping[str, Any]]] | None = None
     sample: Callable[[Study], Sample] | None = None
     replicates: int = 1000

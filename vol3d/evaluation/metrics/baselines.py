@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, TypeVar
 
 import numpy as np
 
 Output = TypeVar("Output")
+Value = TypeVar("Value", str, int)
 
 NORMAL_REPORT = "FINDINGS:\nNo abnormality.\n\nIMPRESSION:\nNormal examination."
 
@@ -62,12 +63,19 @@ def text_prior(answers: Sequence[str], count: int) -> list[str]:
     """The most common answer (of training, or of the truths when nothing else is at hand), for every study."""
     if not answers:
         raise ValueError(f"0 answers to take the most common of, for {count} studies: give the training reports")
-    return [Counter(answers).most_common(1)[0][0]] * count
+    return [most_common(answers)] * count
 
 
 def key_prior(keys: Sequence[AbstractSet[str]], count: int) -> list[frozenset[str]]:
     """The most common set of finding keys, for every study."""
-    return [Counter(map(frozenset, keys)).most_common(1)[0][0]] * count
+    sets = {"\n".join(sorted(found)): frozenset(found) for found in keys}
+    return [sets[most_common("\n".join(sorted(found)) for found in keys)]] * count
+
+
+def most_common(values: Iterable[Value]) -> Value:
+    """The value that occurs most often; of several the smallest, so that no order of rows decides."""
+    counts = Counter(values)
+    return min(counts, key=lambda value: (-counts[value], value))
 
 
 def unique_share(texts: Sequence[str]) -> float:

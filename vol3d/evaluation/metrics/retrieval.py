@@ -35,6 +35,7 @@ def score_retrieval(
     pools: int = 20,
     ks: Sequence[int] = (1, 5, 8, 10),
     other_pools: Sequence[int] = (),
+    asked: Bool[ndarray, " _studies"] | None = None,
     replicates: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def score_retrieval(
             at random takes part in a pool. Without it a pool may hold texts that say the same.
         pool: how many studies compete; pools: how often they are drawn.
         other_pools: further sizes, scored from volume to text under "by_pool" where there are that many texts.
+        asked: whose queries are scored, such as a group's; the others only compete. None: everybody's.
 
     Returns:
         {"image_to_text": {"recall@1", …, "mrr"}, "text_to_image": {…}, "pool", "pools", "studies", "distinct" (how many
@@ -79,11 +81,16 @@ def score_retrieval(
     sides = unit_rows(images), unit_rows(texts)
     rng = np.random.default_rng(seed)
     draws = [_draw(group, size, rng) for _ in range(result["pools"])]
-    names, people = [*(f"recall@{k}" for k in ks), "mrr"], len(set(patients))
-    for direction, pair in zip(DIRECTIONS, (sides, sides[::-1]), strict=True):
-        statistic = PoolScores(*pair, same, draws, ks).statistic
+    asked = np.ones(studies, dtype=bool) if asked is None else asked
+    people = len({patient for patient, one in zip(patients, asked, strict=True) if one})
+    names = [*(f"recall@{k}" for k in ks), "mrr"]
+
+    def scored(pair: tuple[ndarray, ndarray], draws: Sequence[ndarray]) -> dict[str, Any]:
+        statistic = PoolScores(*pair, same, draws, ks, asked).statistic
         estimates = clustered_bootstrap(statistic, patients, trials=people, replicates=replicates, seed=seed)
-        result[direction] = dict(zip(names, estimates, strict=True))
+        return dict(zip(names, estimates, strict=True))
+
+    result |= {one: scored(pair, draws) for one, pair in zip(DIRECTIONS, (sides, sides[::-1]), strict=True)}
     chance = np.zeros(len(names))
     for drawn in draws:
         own = same[drawn]
@@ -91,11 +98,8 @@ def score_retrieval(
     result["baselines"] = {"chance": dict(zip(names, chance.tolist(), strict=True))}
     result["by_pool"] = {}
     for other in sorted({size for size in other_pools if 2 <= size <= groups}):
-        draws = [_draw(group, other, rng) for _ in range(pools if other < studies else 1)]
-        estimates = clustered_bootstrap(
-            PoolScores(*sides, same, draws, ks).statistic, patients, trials=people, replicates=replicates, seed=seed
-        )
-        result["by_pool"][str(other)] = dict(zip(names, estimates, strict=True))
+        more = [_draw(group, other, rng) for _ in range(pools if other < studies else 1)]
+        result["by_pool"][str(other)] = scored(sides, more)
     return result | result[DIRECTIONS[0]] | {"definitions": DEFINITIONS}
 
 
@@ -104,20 +108,28 @@ class PoolScores:
 
     Args:
         queries, items: unit vectors, one row a study. same: a number for each study's text, equal for equal texts.
-        draws: the studies of each pool.
+        draws: the studies of each pool. asked: whose queries are scored; None for all.
 
     Shape:
         sums: (studies, scores), summed over pools. times: (studies,), how many pools.
     """
 
     def __init__(
-        self, queries: ndarray, items: ndarray, same: ndarray, draws: Sequence[ndarray], ks: Sequence[int]
+        self,
+        queries: ndarray,
+        items: ndarray,
+        same: ndarray,
+        draws: Sequence[ndarray],
+        ks: Sequence[int],
+        asked: ndarray | None = None,
     ) -> None:
         self.sums, self.times = np.zeros((len(queries), len(ks) + 1)), np.zeros(len(queries))
         for drawn in draws:
             right = same[drawn][:, None] == same[drawn]
             self.sums[drawn] += rank_scores(queries[drawn] @ items[drawn].T, right, ks)
             self.times[drawn] += 1
+        if asked is not None:
+            self.sums[~asked] = self.times[~asked] = 0
 
     def statistic(self, weights: ndarray) -> ndarray:
         """(replicates, scores): the mean over queries, each counted as often as it was drawn."""

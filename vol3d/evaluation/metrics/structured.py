@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -44,7 +45,8 @@ def score_structured(
     result = _scores(truths, predicted, patients, replicates=replicates, seed=seed)
     sets = [{key_of(row): row for row in rows} for rows in training or truths]
     (common,) = baselines.key_prior([set(rows) for rows in sets], 1)
-    usual = next(list(rows.values()) for rows in sets if rows.keys() == common)
+    told = (sorted(rows.values(), key=key_of) for rows in sets if rows.keys() == common)
+    usual = json.loads(baselines.most_common(json.dumps(rows, sort_keys=True) for rows in told))
     result["baselines"] = {}
     try:
         dealt = baselines.blind(list(predicted), patients, seed) if blind is None else blind

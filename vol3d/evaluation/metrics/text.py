@@ -71,7 +71,8 @@ def score_text(
             f"{len(truths)} truths, {len(predicted)} predictions, {len(patients)} patients: give one of each a study"
         )
     statistic = TextCounts(truths, predicted, known).statistic
-    estimates = clustered_bootstrap(statistic, patients, replicates=replicates, seed=seed)
+    people = len(set(patients))
+    estimates = clustered_bootstrap(statistic, patients, trials=people, replicates=replicates, seed=seed)
     return dict(zip(TEXT_METRICS, estimates, strict=True))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vol3d.evaluation.intervals import share
-from vol3d.evaluation.metrics.baselines import blind
+from vol3d.evaluation.metrics.baselines import blind, most_common
 from vol3d.evaluation.metrics.segmentation import mean_score
 from vol3d.evaluation.metrics.text import score_text
 from vol3d.text.questions import answers_to
@@ -59,11 +59,11 @@ def read_choice(output: str, choices: Sequence[str]) -> int | None:
 
 
 def m3d_substring_correct(output: str, answer: int) -> bool:
-    """Is the right letter with a full stop anywhere in the output?
+    """Is the right letter with a full stop anywhere in the output? A choice behind the 26th has none.
 
     Source: BAAI-DCAI/M3D, Bench/eval/eval_vqa.py.
     """
-    return f"{LETTERS[answer]}." in output
+    return answer < len(LETTERS) and f"{LETTERS[answer]}." in output
 
 
 def score_closed(
@@ -101,7 +101,7 @@ def score_closed(
     lettered = [_lettered(*pair) for pair in zip(outputs, choices, strict=True)]
     loose = np.array([float(m3d_substring_correct(o, a)) for o, a in zip(lettered, answers, strict=True)])
     named = np.array([float(one is not None) for one in read])
-    most = Counter(answers).most_common(1)[0][0]
+    most = most_common(answers)
     guessed = [most if one is None else one for one in prior or [None] * len(answers)]
     baselines: dict[str, dict[str, Any]] = {
         "text_prior": {"accuracy": float(np.mean([one == two for one, two in zip(guessed, answers, strict=True)]))},
@@ -153,7 +153,7 @@ def score_open(
     result["exact_match"] = share(equal, np.ones(len(pairs)), patients, **options)
     result["token_f1"] = mean_score(np.array([token_f1(*pair) for pair in pairs]), patients, share=True, **options)
     said: dict[str, Sequence[str]] = {} if blind_outputs is None else {"blind": blind_outputs}
-    most = Counter(answers).most_common(1)[0][0]
+    most = most_common(answers)
     said["text_prior"] = [most if one is None else one for one in prior or [None] * len(answers)]
     result["baselines"] = {
         name: {
@@ -254,7 +254,7 @@ class _Prior:
 
     def text(self, row: Mapping[str, Any]) -> str | None:
         counts = self.answers.get(row["question"])
-        return counts.most_common(1)[0][0] if counts else None
+        return most_common(counts.elements()) if counts else None
 
 
 def _score_closed_rows(
