@@ -9,10 +9,10 @@ from functools import cache
 
 import numpy as np
 import pytest
-from scipy.ndimage import binary_dilation, binary_erosion
+from scipy.ndimage import binary_dilation, binary_erosion, label
 
 from vol3d import phantom
-from vol3d.phantom.findings import excluded, plan
+from vol3d.phantom.findings import describe, excluded, plan
 from vol3d.phantom.study import PhantomStudy
 from vol3d.text.ontology import FINDINGS, KEYS
 
@@ -174,6 +174,19 @@ def test_measured_sizes_are_the_sizes_drawn() -> None:
         if finding.count == 1:
             assert finding.size_mm is not None
             assert spans[0] == pytest.approx(finding.size_mm, abs=5), (name, spans)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in FINDINGS.items() if kind.countable])
+def test_several_are_as_many_bodies_as_are_told(name: str) -> None:
+    """None touches another, and where they lie apart no one place is told for all."""
+    sides = ("left", "right") if FINDINGS[name].sided else (None,)
+    many = [seed for seed in range(90) if all(describe(seed, name, side).count > 1 for side in sides)]
+    for seed in many[:3]:
+        study = only(name, seed, (144, 144, 144))
+        for finding in study.findings:
+            assert label(study.masks[finding.key])[1] == finding.count > 1, finding
+            if name in ("renal stone", "renal cyst", "bone metastasis"):
+                assert finding.site is None
 
 
 @pytest.mark.parametrize("change", ["remove", "swap", "resize"])

@@ -42,6 +42,8 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "vertebral fracture": ("T8", "T10", "T12", "L2", "L4"),
     "bone metastasis": ("T7", "T9", "T11", "L1", "L3", "pelvis", "sternum"),
 }
+_SCATTERED = ("renal stone", "renal cyst", "bone metastasis")
+"""Several of these lie in several places: no site is told."""
 _LOBES = {
     "left": ("upper lobe", "lower lobe", "lower lobe", "lingula"),
     "right": ("upper lobe", "lower lobe", "lower lobe", "middle lobe"),
@@ -145,16 +147,25 @@ def describe(seed: int, name: str, side: str | None = None) -> Finding:
         site = _LOBES[side][int(place * 4)]
     elif kind.sites:
         site = kind.sites[int(place * len(kind.sites))]
+    count = (1, 1, 1, 1, 1, 2, 2, 3)[int(many * 8)] if kind.countable else 1
+    if count > 1 and name in _SCATTERED:
+        site = None
     size = None
     if name in SIZES_MM:
-        low, high = SIZES_MM[name]
-        high = min(high, 30.0) if site == "left lobe" else high
+        low, high = sizes(name, site, count)
         size = float(round(low + luck * (high - low)))
-    count = (1, 1, 1, 1, 1, 2, 2, 3)[int(many * 8)] if kind.countable else 1
-    if name == "bone metastasis" and count > 1:
-        site = None
     severity = kind.severities[int(grade * len(kind.severities))] if kind.severities else None
     return Finding(name, side=side, site=site, size_mm=size, count=count, severity=severity)
+
+
+def sizes(name: str, site: str | None, count: int) -> tuple[float, float]:
+    """Smallest and largest diameter (mm) of a finding, as far as its place has room for so many."""
+    low, high = SIZES_MM[name]
+    if site == "left lobe":
+        high = min(high, 30)
+    if name == "gallstones" and count > 1:
+        high = 14
+    return float(low), float(high)
 
 
 def reshape(scene: Scene, planned: Sequence[Planned]) -> None:

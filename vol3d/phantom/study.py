@@ -12,7 +12,6 @@ from vol3d.phantom import anatomy
 from vol3d.phantom.anatomy import ORGANS, Patient, Scene
 from vol3d.phantom.canvas import Canvas, stream
 from vol3d.phantom.findings import (
-    SIZES_MM,
     Planned,
     check_names,
     check_prevalence,
@@ -20,6 +19,7 @@ from vol3d.phantom.findings import (
     paint,
     plan,
     reshape,
+    sizes,
 )
 from vol3d.phantom.report import Report, write_report
 from vol3d.text.ontology import FINDINGS, KEYS, Finding
@@ -301,8 +301,7 @@ def _resized(finding: Finding) -> Finding:
         grades = finding.type.severities
         severity = grades[0] if severity == grades[-1] else grades[-1]
     if size is not None:
-        low, high = SIZES_MM[finding.name]
-        high = min(high, 30.0) if finding.site == "left lobe" else high
+        low, high = sizes(finding.name, finding.site, finding.count)
         middle = (low + high) / 2
         size = float(round(size - (middle - low))) if size > middle else float(round(size + (high - middle)))
     return replace(finding, size_mm=size, severity=severity)
