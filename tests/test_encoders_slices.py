@@ -52,6 +52,22 @@ def test_any_backbone(backbone: str, overrides: dict[str, Any], patch: tuple[int
     assert (moved[0, 0] > 1e-5).all()
 
 
+def test_a_backbones_batch_norms_count_a_batch_once_under_checkpointing() -> None:
+    pytest.importorskip("timm", reason="timm is not installed: tests/ci_timm/run.sh runs this in its own place")
+    plain, twin = (
+        vol3d.encoders.SliceEncoder(backbone="resnet18", slab=2, depth=1, num_heads=4, checkpointing=checkpointing)
+        for checkpointing in (False, True)
+    )
+    twin.load_state_dict(plain.state_dict())
+    image = torch.randn(2, 1, 64, 32, 4)
+    for encoder in (plain, twin):
+        encoder.train()(image).tokens.square().mean().backward()
+    assert plain.backbone.bn1.num_batches_tracked == 1
+    torch.testing.assert_close(dict(twin.named_buffers()), dict(plain.named_buffers()))
+    for one, two in zip(plain.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_without_depth_blocks_a_slab_stays_alone() -> None:
     pytest.importorskip("timm", reason="timm is not installed: tests/ci_timm/run.sh runs this in its own place")
     encoder = vol3d.encoders.SliceEncoder(**(VIT | {"depth": 0})).eval()
