@@ -56,9 +56,14 @@ _EXCLUDE = {
         ("cardiomegaly", "hiatal hernia"),
         ("pericardial effusion", "hiatal hernia"),
         ("consolidation", "atelectasis"),
+        ("consolidation", "pulmonary nodule"),
+        ("atelectasis", "pulmonary nodule"),
+        ("hepatic steatosis", "hepatic cyst"),
     )
 }
 """Pairs that would hide or contradict each other (on one side, for sided ones)."""
+_FILL_LINGULA = {"cardiomegaly", "pericardial effusion"}
+"""What leaves no lung there for a nodule to lie in."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,8 @@ def plan(seed: int, allowed: Sequence[str] | None = None, prevalence: float | No
 
     Args:
         allowed: names to choose among; None for all.
-        prevalence: chance of each finding (of each side of a sided one), independently; None for a
-            case mix of three in ten normal and one to four findings otherwise.
+        prevalence: chance of each finding (of each side of a sided one), independently, before those are left out
+            that would hide another; None for a case mix of three in ten normal and one to four findings otherwise.
 
     Raises:
         ValueError: an unknown name, or a prevalence outside 0 to 1.
@@ -99,19 +104,22 @@ def plan(seed: int, allowed: Sequence[str] | None = None, prevalence: float | No
             name = names[index]
             sides = (None,) if not FINDINGS[name].sided else SIDES if rng.random() < 0.15 else (SIDES[rng.integers(2)],)
             chosen += [(name, side) for side in sides]
-    kept: list[tuple[str, str | None]] = []
+    kept: list[Planned] = []
     for index in rng.permutation(len(chosen)):
         name, side = chosen[index]
-        if not any(excluded(name, side, there) for there in kept):
-            kept.append((name, side))
-    drawn = [Planned(describe(seed, name, side), f"{side} {name}") for name, side in kept]
+        drawn = Planned(describe(seed, name, side), f"{side} {name}")
+        if not any(excluded(drawn.finding, there.finding) for there in kept):
+            kept.append(drawn)
     order = list(FINDINGS)
-    return sorted(drawn, key=lambda p: (order.index(p.finding.name), p.finding.side or ""))
+    return sorted(kept, key=lambda p: (order.index(p.finding.name), p.finding.side or ""))
 
 
-def excluded(name: str, side: str | None, other: tuple[str, str | None]) -> bool:
-    """Whether a finding cannot stand beside another (name, side)."""
-    return frozenset((name, other[0])) in _EXCLUDE and side == other[1]
+def excluded(one: Finding, other: Finding) -> bool:
+    """Whether a finding cannot stand beside another."""
+    names = {one.name, other.name}
+    if "pulmonary nodule" in names and names & _FILL_LINGULA:
+        return "lingula" in (one.site, other.site)
+    return frozenset(names) in _EXCLUDE and one.side == other.side
 
 
 def check_names(allowed: Sequence[str] | None) -> list[str]:

@@ -80,14 +80,16 @@ def liver_lesion(scene: Scene, finding: Finding, rng: np.random.Generator) -> np
     canvas = scene.canvas
     mask = np.zeros(canvas.shape, bool)
     venous = scene.patient.contrast == "portal venous"
+    # In contrast darker than a fatty liver, too.
+    tissue = min(62.0, scene.change.get("liver_hu", 113.0) - 30) if venous else 30.0
     shift = rng.uniform(-3, 3, 3)
     for place, share in zip(_LESIONS[finding.site or "right lobe"][: finding.count], _SHARES, strict=False):
         size = (finding.size_mm or 30.0) * share
         centre = tuple(p + d for p, d in zip(place, shift, strict=True))
         patch = _inside(scene, canvas.ellipsoid(centre, scene.radii(size)), "liver")
-        canvas.paint(patch, 62.0 if venous else 30.0)
+        canvas.paint(patch, tissue)
         core = canvas.ellipsoid(centre, scene.radii(0.6 * size), angle=rng.uniform(0, 3))
-        canvas.paint(_inside(scene, core, "liver"), 30.0 if venous else 16.0)
+        canvas.paint(_inside(scene, core, "liver"), min(30.0 if venous else 16.0, tissue - 14))
         mask |= canvas.mask(patch)
     return mask
 

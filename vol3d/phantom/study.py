@@ -183,14 +183,11 @@ class PhantomStudy:
             return list(range(len(self.planned)))
         if change == "resize":
             return [i for i, p in enumerate(self.planned) if p.finding.severity or p.finding.size_mm]
-        here = [(p.finding.name, p.finding.side) for p in self.planned]
-        return [
-            i
-            for i, p in enumerate(self.planned)
-            if p.finding.side is not None
-            and (p.finding.name, _other(p.finding.side)) not in here
-            and not any(excluded(p.finding.name, _other(p.finding.side), there) for there in here)
-        ]
+        return [i for i, p in enumerate(self.planned) if p.finding.side is not None and self._swappable(p.finding)]
+
+    def _swappable(self, finding: Finding) -> bool:
+        new, others = _swapped(finding), [there for there in self.findings if there is not finding]
+        return not any(there.key == new.key or excluded(new, there) for there in others)
 
 
 def make(
@@ -283,10 +280,6 @@ def _extent(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         line = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
         spans.append((line[0], line[-1]) if len(line) else (0, 0))
     return np.array([low for low, _ in spans], float), np.array([high for _, high in spans], float)
-
-
-def _other(side: str) -> str:
-    return "left" if side == "right" else "right"
 
 
 def _swapped(finding: Finding) -> Finding:
