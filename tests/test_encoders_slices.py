@@ -18,7 +18,7 @@ VIT: dict[str, Any] = {
 
 def test_absent_timm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match=r"SliceEncoder needs timm .*pip install vol3d\[timm\]"):
+    with pytest.raises(ImportError, match=r"SliceEncoder needs timm .*pip install 'vol3d\[timm\]'"):
         vol3d.encoders.create("slice-vit-small")
 
 
@@ -123,7 +123,7 @@ def test_timms_resnet_inflates() -> None:
 def test_absent_spectre_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spectre.models", None)
     monkeypatch.setitem(sys.modules, "spectre", None)
-    with pytest.raises(ImportError, match=r"SpectreEncoder needs spectre-fm and timm .*pip install vol3d\[spectre\]"):
+    with pytest.raises(ImportError, match=r"SpectreEncoder needs spectre-fm and timm .*pip install 'vol3d\[spectre\]'"):
         vol3d.encoders.create("spectre-large")
 
 
