@@ -15,7 +15,7 @@ def optional(module: str, *, asker: str, packages: str, extra: str) -> ModuleTyp
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"{asker} needs {packages} ({error}): pip install vol3d[{extra}]") from error
+        raise ImportError(f"{asker} needs {packages} ({error}): pip install 'vol3d[{extra}]'") from error
     except RuntimeError as error:  # torchvision's operators do not load
         raise ImportError(
             f"{asker} needs {packages}, installed but not to be imported ({error}): install the torchvision that "

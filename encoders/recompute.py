@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from vol3d.model.interfaces import Encoder
@@ -24,6 +27,26 @@ def _keep_products(context: Any, operation: Any, *inputs: Any, **options: Any) -
 
 
 KEEP_PRODUCTS = partial(create_selective_checkpoint_contexts, _keep_products)
+
+
+def counting_once(part: nn.Module) -> Callable[[], tuple[AbstractContextManager, AbstractContextManager]] | None:
+    """A `keep` for `Recomputing.run` under which a batch that `part` sees twice counts once in its norms' running
+    statistics; None for a part without such norms."""
+    norms = [module for module in part.modules() if isinstance(module, _NormBase) and module.track_running_stats]
+    return (lambda: (nullcontext(), _set_aside(norms))) if norms else None
+
+
+@contextmanager
+def _set_aside(norms: list[_NormBase]) -> Iterator[None]:
+    """Norms that count into copies."""
+    own = [dict(norm._buffers) for norm in norms]
+    for norm, buffers in zip(norms, own, strict=True):
+        norm._buffers.update({name: buffer.clone() for name, buffer in buffers.items() if buffer is not None})
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, own, strict=True):
+            norm._buffers.update(buffers)
 
 
 class Recomputing(Encoder):
@@ -47,7 +70,7 @@ class Recomputing(Encoder):
         """Switch inner modules that checkpoint by themselves."""
 
     def run(self, part: Callable[..., Any], *inputs: Any, keep: Callable[..., Any] | None = None) -> Any:
-        """What `part` gives, kept or to be computed again, all of it or all but what `keep` holds on to."""
+        """What `part` gives, kept or to be computed again: all of it, or as `keep` (torch's `context_fn`) has it."""
         if self.checkpointing and self.training:
             options = {} if keep is None else {"context_fn": keep}
             return checkpoint(part, *inputs, use_reentrant=False, **options)

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vol3d.encoders.optional import optional
-from vol3d.encoders.recompute import Recomputing
+from vol3d.encoders.recompute import Recomputing, counting_once
 from vol3d.encoders.vit3d import Block
 from vol3d.model.interfaces import Features
 from vol3d.model.positions import sincos_positions_3d
@@ -74,7 +74,7 @@ class SliceEncoder(Recomputing):
         self.check_channels(image)
         grid_size = self.grid_size(tuple(image.shape[2:]))
         slabs = rearrange(image, "b c x y (z slab) -> (b z) (c slab) x y", slab=self.slab)
-        maps = self.run(self._slices, slabs)
+        maps = self.run(self._slices, slabs, keep=counting_once(self.backbone))
         tokens = rearrange(maps, "(b z) c x y -> b (x y z) c", z=grid_size[2])
         tokens = tokens + sincos_positions_3d(grid_size, self.embed_dim, tokens.device).to(tokens.dtype)
         columns = rearrange(tokens, "b (xy z) c -> (b xy) z c", z=grid_size[2])

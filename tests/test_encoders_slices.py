@@ -18,7 +18,7 @@ VIT: dict[str, Any] = {
 
 def test_absent_timm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match=r"SliceEncoder needs timm .*pip install vol3d\[timm\]"):
+    with pytest.raises(ImportError, match=r"SliceEncoder needs timm .*pip install 'vol3d\[timm\]'"):
         vol3d.encoders.create("slice-vit-small")
 
 
@@ -50,6 +50,22 @@ def test_any_backbone(backbone: str, overrides: dict[str, Any], patch: tuple[int
     changed[..., :32, :, : patch[2]] += 1  # the first slab: every token of its columns may move, no other may
     moved = (encoder(changed).tokens - features.tokens).abs().amax(-1).reshape(features.grid_size)
     assert (moved[0, 0] > 1e-5).all()
+
+
+def test_a_backbones_batch_norms_count_a_batch_once_under_checkpointing() -> None:
+    pytest.importorskip("timm", reason="timm is not installed: tests/ci_timm/run.sh runs this in its own place")
+    plain, twin = (
+        vol3d.encoders.SliceEncoder(backbone="resnet18", slab=2, depth=1, num_heads=4, checkpointing=checkpointing)
+        for checkpointing in (False, True)
+    )
+    twin.load_state_dict(plain.state_dict())
+    image = torch.randn(2, 1, 64, 32, 4)
+    for encoder in (plain, twin):
+        encoder.train()(image).tokens.square().mean().backward()
+    assert plain.backbone.bn1.num_batches_tracked == 1
+    torch.testing.assert_close(dict(twin.named_buffers()), dict(plain.named_buffers()))
+    for one, two in zip(plain.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_without_depth_blocks_a_slab_stays_alone() -> None:
@@ -107,7 +123,7 @@ def test_timms_resnet_inflates() -> None:
 def test_absent_spectre_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spectre.models", None)
     monkeypatch.setitem(sys.modules, "spectre", None)
-    with pytest.raises(ImportError, match=r"SpectreEncoder needs spectre-fm and timm .*pip install vol3d\[spectre\]"):
+    with pytest.raises(ImportError, match=r"SpectreEncoder needs spectre-fm and timm .*pip install 'vol3d\[spectre\]'"):
         vol3d.encoders.create("spectre-large")
 
 

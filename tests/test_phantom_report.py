@@ -74,6 +74,12 @@ def test_there_are_several_wordings_of_everything():
     assert len(NO_FINDINGS) >= 4
 
 
+def test_no_wording_says_more_of_a_metastasis_than_is_drawn():
+    """It is drawn lytic or sclerotic, and the words are chosen without knowing which."""
+    wording = WORDINGS["bone metastasis"]
+    assert not [text for text in (*wording.one, *wording.many) if "lytic" in text or "sclerotic" in text]
+
+
 def test_a_normal_study_has_no_finding():
     for seed in range(30):
         report = write_report([], seed=seed)

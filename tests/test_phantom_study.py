@@ -9,10 +9,10 @@ from functools import cache
 
 import numpy as np
 import pytest
-from scipy.ndimage import binary_dilation, binary_erosion
+from scipy.ndimage import binary_dilation, binary_erosion, label
 
 from vol3d import phantom
-from vol3d.phantom.findings import excluded, plan
+from vol3d.phantom.findings import describe, excluded, plan
 from vol3d.phantom.study import PhantomStudy
 from vol3d.text.ontology import FINDINGS, KEYS
 
@@ -176,10 +176,63 @@ def test_measured_sizes_are_the_sizes_drawn() -> None:
             assert spans[0] == pytest.approx(finding.size_mm, abs=5), (name, spans)
 
 
+@pytest.mark.parametrize("name", [name for name, kind in FINDINGS.items() if kind.countable])
+def test_several_are_as_many_bodies_as_are_told(name: str) -> None:
+    """None touches another, and where they lie apart no one place is told for all."""
+    sides = ("left", "right") if FINDINGS[name].sided else (None,)
+    many = [seed for seed in range(90) if all(describe(seed, name, side).count > 1 for side in sides)]
+    for seed in many[:3]:
+        study = only(name, seed, (144, 144, 144))
+        for finding in study.findings:
+            assert label(study.masks[finding.key])[1] == finding.count > 1, finding
+            if name in ("renal stone", "renal cyst", "bone metastasis"):
+                assert finding.site is None
+
+
+COMPANY = {
+    "pulmonary nodule": ["consolidation", "atelectasis", "cardiomegaly", "pericardial effusion"],
+    "hepatic cyst": ["hepatic steatosis"],
+    "liver lesion": ["hepatic steatosis"],
+}
+
+
+@pytest.mark.parametrize("name", COMPANY)
+def test_no_finding_is_hidden_by_another(name: str) -> None:
+    """Its voxels show it also where everything stands that might hide it."""
+    for seed in range(12):
+        study = phantom.make(seed, shape=COARSE, findings=[name, *COMPANY[name]], prevalence=1.0)
+        for finding in study.findings:
+            if finding.name == name:
+                mask = study.masks[finding.key]
+                without = study.twin("remove", key=finding.key)
+                assert mask.any(), (seed, finding)
+                assert (abs(study.hu[mask] - without.hu[mask]) > 8).mean() > 0.6, (seed, finding)
+
+
+def test_a_swap_leads_to_no_hidden_finding() -> None:
+    company = ["pulmonary nodule", "cardiomegaly"]
+    drawn = [plan(seed, company, 1.0) for seed in range(60)]
+    sites = [("middle lobe", "right"), ("lower lobe", "right")]
+    middle, lower = (
+        next(
+            seed
+            for seed, one in enumerate(drawn)
+            if [(p.finding.site, p.finding.side) for p in one] == [place, (None, None)]
+        )
+        for place in sites
+    )
+    study = phantom.make(lower, shape=COARSE, findings=company, prevalence=1.0)
+    assert study.twin("swap").findings[0].side == "left"
+    with pytest.raises(ValueError, match="no right pulmonary nodule to swap"):
+        phantom.make(middle, shape=COARSE, findings=company, prevalence=1.0).twin("swap", key="right pulmonary nodule")
+
+
 @pytest.mark.parametrize("change", ["remove", "swap", "resize"])
 @pytest.mark.parametrize("name", phantom.FINDINGS)
 def test_a_twin_differs_in_one_finding_only(name: str, change: str) -> None:
     company = [name, "ascites", "pleural effusion", "renal cyst", "consolidation", "cardiomegaly"]
+    if name == "pulmonary nodule":  # never on one side with consolidation
+        company.remove("consolidation")
     kind = FINDINGS[name]
     possible = {"remove": True, "swap": kind.sided, "resize": kind.measured or bool(kind.severities)}[change]
     for seed in range(40):
@@ -229,8 +282,7 @@ def test_prevalence_and_case_mix() -> None:
     assert np.mean([not one for one in usual]) == pytest.approx(0.3, abs=0.08)
     assert max(len(one) for one in usual) <= 8
     for one in usual:
-        pairs = [(p.finding.name, p.finding.side) for p in one]
-        assert not any(excluded(*pair, other) for pair in pairs for other in pairs)
+        assert not any(excluded(p.finding, other.finding) for p in one for other in one)
 
 
 def test_bad_arguments_are_refused_with_both_numbers() -> None:

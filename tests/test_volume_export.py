@@ -60,9 +60,10 @@ def test_the_smallest_type_that_holds_the_values(tmp_path: Path) -> None:
         assert sitk.ReadImage(str(path)).GetPixelID() == kind
 
 
-def test_label_names_are_kept_in_nrrd(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["m.seg.nrrd", "M.SEG.NRRD"])
+def test_label_names_are_kept_in_nrrd(name: str, tmp_path: Path) -> None:
     mask = tensor((body() > 0).astype(np.int16) * 4, labels={4: "liver"})
-    assert read_mask(write(mask, tmp_path / "m.seg.nrrd")).meta["labels"] == {4: "liver"}
+    assert read_mask(write(mask, tmp_path / name)).meta["labels"] == {4: "liver"}
 
 
 def test_same_volume_same_bytes(tmp_path: Path) -> None:
@@ -95,6 +96,8 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
         write(torch.zeros(1, 2, 2, 2), tmp_path / "a.nii")
     with pytest.raises(ValueError, match=r"volume is \(2, 3, 3, 3\)"):
         write(MetaTensor(torch.zeros(2, 3, 3, 3)), tmp_path / "a.nii")
+    with pytest.raises(ValueError, match=r"from 0 to 8589934592, a file takes -2147483648 to 2147483647: number"):
+        write(tensor(np.full((3, 3, 3), 2**33)), tmp_path / "labels.nii.gz")
     with pytest.raises(ValueError, match="27 voxels are NaN"):
         write(MetaTensor(torch.full((1, 3, 3, 3), torch.nan)), tmp_path / "a.nii")
     assert not list(tmp_path.iterdir())

@@ -18,7 +18,8 @@ def _phantom_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--seed", type=at_least(0), default=0, metavar="S")
     verb.add_argument("--shape", type=int, nargs=3, default=(160, 160, 128), metavar=("X", "Y", "Z"))
     verb.add_argument("--findings", action="extend", nargs="+", metavar="NAME", help="only these (default: all 24)")
-    verb.add_argument("--prevalence", type=float, metavar="P", help="of each finding (default: its own)")
+    mix = "three in ten studies normal, the others with one to four"
+    verb.add_argument("--prevalence", type=float, metavar="P", help=f"chance of each finding (default: {mix})")
     verb.add_argument("--twins", type=at_least(0), default=0, metavar="N", help="pairs that differ in one finding")
     verb.add_argument("--workers", type=at_least(0), default=1, metavar="N")
 

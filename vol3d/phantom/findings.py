@@ -42,6 +42,8 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "vertebral fracture": ("T8", "T10", "T12", "L2", "L4"),
     "bone metastasis": ("T7", "T9", "T11", "L1", "L3", "pelvis", "sternum"),
 }
+_SCATTERED = ("renal stone", "renal cyst", "bone metastasis")
+"""Several of these lie in several places: no site is told."""
 _LOBES = {
     "left": ("upper lobe", "lower lobe", "lower lobe", "lingula"),
     "right": ("upper lobe", "lower lobe", "lower lobe", "middle lobe"),
@@ -54,9 +56,14 @@ _EXCLUDE = {
         ("cardiomegaly", "hiatal hernia"),
         ("pericardial effusion", "hiatal hernia"),
         ("consolidation", "atelectasis"),
+        ("consolidation", "pulmonary nodule"),
+        ("atelectasis", "pulmonary nodule"),
+        ("hepatic steatosis", "hepatic cyst"),
     )
 }
 """Pairs that would hide or contradict each other (on one side, for sided ones)."""
+_FILL_LINGULA = {"cardiomegaly", "pericardial effusion"}
+"""What leaves no lung there for a nodule to lie in."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,8 @@ def plan(seed: int, allowed: Sequence[str] | None = None, prevalence: float | No
 
     Args:
         allowed: names to choose among; None for all.
-        prevalence: chance of each finding (of each side of a sided one), independently; None for a
-            case mix of three in ten normal and one to four findings otherwise.
+        prevalence: chance of each finding (of each side of a sided one), independently, before those are left out
+            that would hide another; None for a case mix of three in ten normal and one to four findings otherwise.
 
     Raises:
         ValueError: an unknown name, or a prevalence outside 0 to 1.
@@ -97,19 +104,22 @@ def plan(seed: int, allowed: Sequence[str] | None = None, prevalence: float | No
             name = names[index]
             sides = (None,) if not FINDINGS[name].sided else SIDES if rng.random() < 0.15 else (SIDES[rng.integers(2)],)
             chosen += [(name, side) for side in sides]
-    kept: list[tuple[str, str | None]] = []
+    kept: list[Planned] = []
     for index in rng.permutation(len(chosen)):
         name, side = chosen[index]
-        if not any(excluded(name, side, there) for there in kept):
-            kept.append((name, side))
-    drawn = [Planned(describe(seed, name, side), f"{side} {name}") for name, side in kept]
+        drawn = Planned(describe(seed, name, side), f"{side} {name}")
+        if not any(excluded(drawn.finding, there.finding) for there in kept):
+            kept.append(drawn)
     order = list(FINDINGS)
-    return sorted(drawn, key=lambda p: (order.index(p.finding.name), p.finding.side or ""))
+    return sorted(kept, key=lambda p: (order.index(p.finding.name), p.finding.side or ""))
 
 
-def excluded(name: str, side: str | None, other: tuple[str, str | None]) -> bool:
-    """Whether a finding cannot stand beside another (name, side)."""
-    return frozenset((name, other[0])) in _EXCLUDE and side == other[1]
+def excluded(one: Finding, other: Finding) -> bool:
+    """Whether a finding cannot stand beside another."""
+    names = {one.name, other.name}
+    if "pulmonary nodule" in names and names & _FILL_LINGULA:
+        return "lingula" in (one.site, other.site)
+    return frozenset(names) in _EXCLUDE and one.side == other.side
 
 
 def check_names(allowed: Sequence[str] | None) -> list[str]:
@@ -145,16 +155,25 @@ def describe(seed: int, name: str, side: str | None = None) -> Finding:
         site = _LOBES[side][int(place * 4)]
     elif kind.sites:
         site = kind.sites[int(place * len(kind.sites))]
+    count = (1, 1, 1, 1, 1, 2, 2, 3)[int(many * 8)] if kind.countable else 1
+    if count > 1 and name in _SCATTERED:
+        site = None
     size = None
     if name in SIZES_MM:
-        low, high = SIZES_MM[name]
-        high = min(high, 30.0) if site == "left lobe" else high
+        low, high = sizes(name, site, count)
         size = float(round(low + luck * (high - low)))
-    count = (1, 1, 1, 1, 1, 2, 2, 3)[int(many * 8)] if kind.countable else 1
-    if name == "bone metastasis" and count > 1:
-        site = None
     severity = kind.severities[int(grade * len(kind.severities))] if kind.severities else None
     return Finding(name, side=side, site=site, size_mm=size, count=count, severity=severity)
+
+
+def sizes(name: str, site: str | None, count: int) -> tuple[float, float]:
+    """Smallest and largest diameter (mm) of a finding, as far as its place has room for so many."""
+    low, high = SIZES_MM[name]
+    if site == "left lobe":
+        high = min(high, 30)
+    if name == "gallstones" and count > 1:
+        high = 14
+    return float(low), float(high)
 
 
 def reshape(scene: Scene, planned: Sequence[Planned]) -> None:

@@ -11,12 +11,14 @@ from vol3d.text.ontology import Finding
 
 _LESIONS = {
     "right lobe": ((84, 4, 22), (66, -28, -4), (72, 40, 6)),
-    "left lobe": ((4, 40, 14), (24, 52, 12), (28, 26, 22)),
+    "left lobe": ((4, 40, 14), (34, 44, 16), (12, 66, 14)),
 }
 _CYSTS = {
-    "right lobe": ((84, 2, -16), (58, 30, 34), (88, -26, 6)),
-    "left lobe": ((14, 50, 13), (-4, 30, 14), (32, 36, 18)),
+    "right lobe": ((84, 2, -16), (58, 30, 34), (84, -34, 8)),
+    "left lobe": ((14, 50, 13), (-4, 30, 14), (-14, 52, 16)),
 }
+_SHARES = (1.0, 0.6, 0.5)
+"""Size of each of several, of the largest's: so small that they lie apart, and can be counted."""
 
 
 def _inside(scene: Scene, patch: Patch, *organs: str) -> Patch:
@@ -78,13 +80,16 @@ def liver_lesion(scene: Scene, finding: Finding, rng: np.random.Generator) -> np
     canvas = scene.canvas
     mask = np.zeros(canvas.shape, bool)
     venous = scene.patient.contrast == "portal venous"
-    for index, place in enumerate(_LESIONS[finding.site or "right lobe"][: finding.count]):
-        size = (finding.size_mm or 30.0) * (1.0, 0.8, 0.7)[index]
-        centre = tuple(p + d for p, d in zip(place, rng.uniform(-3, 3, 3), strict=True))
+    # In contrast darker than a fatty liver, too.
+    tissue = min(62.0, scene.change.get("liver_hu", 113.0) - 30) if venous else 30.0
+    shift = rng.uniform(-3, 3, 3)
+    for place, share in zip(_LESIONS[finding.site or "right lobe"][: finding.count], _SHARES, strict=False):
+        size = (finding.size_mm or 30.0) * share
+        centre = tuple(p + d for p, d in zip(place, shift, strict=True))
         patch = _inside(scene, canvas.ellipsoid(centre, scene.radii(size)), "liver")
-        canvas.paint(patch, 62.0 if venous else 30.0)
+        canvas.paint(patch, tissue)
         core = canvas.ellipsoid(centre, scene.radii(0.6 * size), angle=rng.uniform(0, 3))
-        canvas.paint(_inside(scene, core, "liver"), 30.0 if venous else 16.0)
+        canvas.paint(_inside(scene, core, "liver"), min(30.0 if venous else 16.0, tissue - 14))
         mask |= canvas.mask(patch)
     return mask
 
@@ -93,9 +98,10 @@ def hepatic_cyst(scene: Scene, finding: Finding, rng: np.random.Generator) -> np
     """Sharply bounded water."""
     canvas = scene.canvas
     mask = np.zeros(canvas.shape, bool)
-    for index, place in enumerate(_CYSTS[finding.site or "right lobe"][: finding.count]):
-        size = (finding.size_mm or 30.0) * (1.0, 0.75, 0.65)[index]
-        centre = tuple(p + d for p, d in zip(place, rng.uniform(-3, 3, 3), strict=True))
+    shift = rng.uniform(-3, 3, 3)
+    for place, share in zip(_CYSTS[finding.site or "right lobe"][: finding.count], _SHARES, strict=False):
+        size = (finding.size_mm or 30.0) * share
+        centre = tuple(p + d for p, d in zip(place, shift, strict=True))
         patch = _inside(scene, canvas.ellipsoid(centre, scene.radii(size)), "liver")
         canvas.paint(patch, 2.0)
         mask |= canvas.mask(patch)
@@ -108,10 +114,10 @@ def gallstones(scene: Scene, finding: Finding, rng: np.random.Generator) -> np.n
     centre, radii = gallbladder_shape(scene)
     mask = np.zeros(canvas.shape, bool)
     density = float(rng.uniform(450, 900))
-    for index in range(finding.count):
-        size = (finding.size_mm or 14.0) * (1.0, 0.8, 0.7)[index]
-        x, z = ((0.0, -0.15), (0.25, 0.5), (-0.2, -0.6))[index]
-        place = (centre[0] + x * radii[0], centre[1] - radii[1] * 0.62 + size / 2, centre[2] + z * radii[2])
+    spots = ((0.0, -0.62, -0.15), (0.25, -0.5, 0.55), (-0.4, -0.4, -0.75))
+    for (x, y, z), share in zip(spots[: finding.count], _SHARES, strict=False):
+        size = (finding.size_mm or 14.0) * share
+        place = (centre[0] + x * radii[0], centre[1] + y * radii[1] + size / 2, centre[2] + z * radii[2])
         stone = canvas.ellipsoid(place, scene.radii(size))
         canvas.paint(stone, density)
         mask |= canvas.mask(stone)
@@ -145,13 +151,12 @@ def renal_cyst(scene: Scene, finding: Finding, rng: np.random.Generator) -> np.n
     centre, radii, _ = kidney_shape(scene, finding.side or "right")
     mask = np.zeros(canvas.shape, bool)
     up = {"upper pole": 0.62, "mid pole": 0.0, "lower pole": -0.62}[finding.site or "mid pole"]
-    for index in range(finding.count):
-        size = (finding.size_mm or 30.0) * (1.0, 0.7, 0.6)[index]
-        level = up if index == 0 else (up + 0.75 * index + 0.62) % 1.3 - 0.62
-        front = (0.9, -0.5, 0.9)[index] if finding.count > 1 else 0.9
+    spots = ((up, 0.54, 0.2), (0.62, -0.3, -0.2), (-0.62, -0.3, -0.2))  # height, depth, and how far out of the cortex
+    for (level, front, out), share in zip(spots[: finding.count], _SHARES, strict=False):
+        size = (finding.size_mm or 30.0) * share
         place = (
             centre[0] + sign * (0.55 * radii[0] + 0.25 * size),
-            centre[1] + front * radii[1] * 0.6 + 0.2 * size,
+            centre[1] + front * radii[1] + out * size,
             centre[2] + level * radii[2],
         )
         cyst = canvas.ellipsoid(place, scene.radii(size))
@@ -168,9 +173,8 @@ def renal_stone(scene: Scene, finding: Finding, rng: np.random.Generator) -> np.
     centre, radii, _ = kidney_shape(scene, finding.side or "right")
     up = {"upper pole": 0.45, "mid pole": 0.0, "lower pole": -0.45}[finding.site or "mid pole"]
     mask = np.zeros(canvas.shape, bool)
-    for index in range(finding.count):
+    for index, level in enumerate((up, 0.45, -0.45)[: finding.count]):
         size = (finding.size_mm or 10.0) * (1.0, 0.85, 0.75)[index]
-        level = (up + 0.42 * index + 0.5) % 1.0 - 0.5
         place = (centre[0] - sign * (7 + 0.15 * level * radii[2]), centre[1] + 3, centre[2] + level * radii[2])
         stone = canvas.ellipsoid(place, scene.radii(size))
         canvas.paint(stone, 1400.0)

@@ -75,13 +75,13 @@ def consolidation(scene: Scene, finding: Finding, rng: np.random.Generator) -> n
 
 
 def pulmonary_nodule(scene: Scene, finding: Finding, rng: np.random.Generator) -> np.ndarray:
-    """Solid round nodules in one lobe, the first the largest."""
-    canvas = scene.canvas
-    places = [np.array(_lobe(finding)) + d for d in ((0, -6, 0), (-14, 20, 14), (-8, -24, 16))]
+    """Solid round nodules in one lobe, the first the largest, far enough apart to be counted."""
+    canvas, sign = scene.canvas, SIDE_SIGN[finding.side or "right"]
+    first = np.array(_lobe(finding)) + rng.uniform(-5, 5, 3)
     mask = np.zeros(canvas.shape, bool)
-    for index, place in enumerate(places[: finding.count]):
+    for index, (x, y, z) in enumerate(((0, -6, 0), (-18, 10, 22), (-12, -20, 28))[: finding.count]):
         size = (finding.size_mm or 18.0) * (1.0, 0.8, 0.7)[index]
-        centre = tuple(float(v) for v in place + rng.uniform(-5, 5, 3))
+        centre = tuple(float(v) for v in first + np.array([sign * x, y, z]))
         patch = _in_lung(scene, finding, canvas.ellipsoid(centre, scene.radii(size)))
         canvas.paint(patch, 45.0)
         mask |= canvas.mask(patch)

@@ -12,7 +12,6 @@ from vol3d.phantom import anatomy
 from vol3d.phantom.anatomy import ORGANS, Patient, Scene
 from vol3d.phantom.canvas import Canvas, stream
 from vol3d.phantom.findings import (
-    SIZES_MM,
     Planned,
     check_names,
     check_prevalence,
@@ -20,6 +19,7 @@ from vol3d.phantom.findings import (
     paint,
     plan,
     reshape,
+    sizes,
 )
 from vol3d.phantom.report import Report, write_report
 from vol3d.text.ontology import FINDINGS, KEYS, Finding
@@ -183,14 +183,11 @@ class PhantomStudy:
             return list(range(len(self.planned)))
         if change == "resize":
             return [i for i, p in enumerate(self.planned) if p.finding.severity or p.finding.size_mm]
-        here = [(p.finding.name, p.finding.side) for p in self.planned]
-        return [
-            i
-            for i, p in enumerate(self.planned)
-            if p.finding.side is not None
-            and (p.finding.name, _other(p.finding.side)) not in here
-            and not any(excluded(p.finding.name, _other(p.finding.side), there) for there in here)
-        ]
+        return [i for i, p in enumerate(self.planned) if p.finding.side is not None and self._swappable(p.finding)]
+
+    def _swappable(self, finding: Finding) -> bool:
+        new, others = _swapped(finding), [there for there in self.findings if there is not finding]
+        return not any(there.key == new.key or excluded(new, there) for there in others)
 
 
 def make(
@@ -285,10 +282,6 @@ def _extent(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array([low for low, _ in spans], float), np.array([high for _, high in spans], float)
 
 
-def _other(side: str) -> str:
-    return "left" if side == "right" else "right"
-
-
 def _swapped(finding: Finding) -> Finding:
     site = {"middle lobe": "lingula", "lingula": "middle lobe"}.get(finding.site or "", finding.site)
     return replace(finding, side="left" if finding.side == "right" else "right", site=site)
@@ -301,8 +294,7 @@ def _resized(finding: Finding) -> Finding:
         grades = finding.type.severities
         severity = grades[0] if severity == grades[-1] else grades[-1]
     if size is not None:
-        low, high = SIZES_MM[finding.name]
-        high = min(high, 30.0) if finding.site == "left lobe" else high
+        low, high = sizes(finding.name, finding.site, finding.count)
         middle = (low + high) / 2
         size = float(round(size - (middle - low))) if size > middle else float(round(size + (high - middle)))
     return replace(finding, size_mm=size, severity=severity)

@@ -31,7 +31,7 @@ def write(volume: MetaTensor, path: str | os.PathLike[str]) -> Path:
         volume: (1, x, y, z) with `.affine`, RAS mm.
 
     Raises:
-        ValueError: a suffix that is not written, several channels, NaN, or no affine.
+        ValueError: a suffix that is not written, several channels, NaN, whole numbers over 32 bits, or no affine.
     """
     path = Path(path)
     name = path.name.lower()
@@ -68,7 +68,11 @@ def _compact(values: NDArray[Any], path: Path) -> NDArray[Any]:
             raise ValueError(f"{path}: {int((~np.isfinite(values)).sum())} voxels are NaN or infinite")
         if not (values == np.rint(values)).all() or np.abs(values).max(initial=0) > 2**31 - 1:
             return values.astype(np.float32)
-    low, high = float(values.min(initial=0)), float(values.max(initial=0))
+    low, high = int(values.min(initial=0)), int(values.max(initial=0))
+    if low < -(2**31) or high >= 2**31:
+        raise ValueError(
+            f"{path}: whole numbers from {low} to {high}, a file takes {-(2**31)} to {2**31 - 1}: number labels anew"
+        )
     return values.astype(np.int16 if low >= -32768 and high <= 32767 else np.int32)
 
 
@@ -94,7 +98,7 @@ def _write_itk(array: NDArray[Any], affine: NDArray[np.float64], path: Path, lab
     image.SetSpacing(spacing.tolist())
     image.SetOrigin(lps[:3, 3].tolist())
     image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-    if path.name.endswith(".nrrd"):
+    if path.name.lower().endswith(".nrrd"):
         for index, (number, name) in enumerate(sorted(labels.items())):
             for key, value in (("ID", f"Segment_{number}"), ("Name", name), ("LabelValue", number), ("Layer", 0)):
                 image.SetMetaData(f"Segment{index}_{key}", str(value))
