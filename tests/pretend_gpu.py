@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -195,6 +196,10 @@ def main() -> None:
             except Exception as error:
                 said[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
     sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.flush()
+    # Autograd's thread of the device that pretends to be there may still run: taken down with the process, not before
+    # it, where C++ ends a process ("terminate called without an active exception").
+    os._exit(0)
 
 
 if __name__ == "__main__":
