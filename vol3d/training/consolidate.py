@@ -12,10 +12,9 @@ from typing import Any
 import torch
 
 from vol3d.data.dataset import VolumeData
-from vol3d.data.study import texts_of
 from vol3d.model.language import LanguageModel
 from vol3d.model.pretrained import save
-from vol3d.training.module import VolumeModule
+from vol3d.training.module import VolumeModule, training_texts
 from vol3d.training.recipe import RecipeParts
 from vol3d.volume.files import brief
 
@@ -58,9 +57,7 @@ def write_model(
 ) -> Path:
     """The model folder of a module that was not fitted yet and a checkpoint of one that was (`read_whole`)."""
     if module.language is not None and not isinstance(module.language, LanguageModel):
-        manifests = [data.manifest, *getattr(data, "others", {}).values()]
-        studies = (study for manifest in manifests for study in manifest.split("train"))
-        module.language = module.build_language(texts_of(studies))
+        module.language = module.build_language(training_texts(data))
     module.configure_model()
     wanted, state = module.state_dict(), saved["state_dict"]
     # What has no axis here has one of length 1 under FSDP2.

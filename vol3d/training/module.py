@@ -34,6 +34,12 @@ from vol3d.training.stages import PARTS, Schedule, Stage
 logger = logging.getLogger(__name__)
 
 
+def training_texts(data: Any) -> list[str]:
+    """What a tokenizer learns from: the texts of the training studies of every manifest that a stage reads."""
+    manifests = [] if data is None else [data.manifest, *getattr(data, "others", {}).values()]
+    return texts_of(study for manifest in manifests for study in manifest.split("train"))
+
+
 class VolumeModule(lightning.LightningModule):
     """Trains a VolumeLM on any mixture of tasks.
 
@@ -104,7 +110,7 @@ class VolumeModule(lightning.LightningModule):
         base = None if self.base is None else Base.read(self.base)
         language = self.language
         if language is not None and not isinstance(language, LanguageModel):
-            language = self.build_language(self._training_texts(), base)
+            language = self.build_language(training_texts(getattr(self.trainer, "datamodule", None)), base)
         self.model = VolumeLM(self.encoder, self.projector_factory, language)
         tasks = {name: build(self.model) for name, build in self.task_factories.items()}
         self.tasks = nn.ModuleDict(tasks)
@@ -129,11 +135,6 @@ class VolumeModule(lightning.LightningModule):
             base = Base.read(self.base)
         language = None if base is None else base.language(self.language)
         return self.language.build(texts) if language is None else language
-
-    def _training_texts(self) -> list[str]:
-        data = getattr(self.trainer, "datamodule", None)
-        manifests = [] if data is None else [data.manifest, *getattr(data, "others", {}).values()]
-        return texts_of(study for manifest in manifests for study in manifest.split("train"))
 
     def part(self, name: str) -> nn.Module | None:
         """A part of the model by the name stages know it by; how tasks are mixed is learnt with the tasks."""
